@@ -1,0 +1,66 @@
+"""The shape of a Shard model: everything that decides its parameters and the function that they compute."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Primitive = int | float | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A decoder-only transformer of the Gemma family without post-norms (the stock VaultGemma architecture).
+
+    `Config(**cfg)` takes a plain dict, and `to_dict()` gives it back: ints, floats, strings, None, or a flat dict
+    of those. The defaults are Shard-40m-v1: 54,538,752 parameters.
+    """
+
+    vocab_size: int = 8192
+    hidden_size: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    """Heads of queries, keys and values alike: multi-head attention without grouping."""
+    head_dim: int = 64
+    intermediate_size: int = 2048
+    """Width of the gated feed-forward layer."""
+    max_sequence_length: int = 8192
+    sliding_window: int = 1024
+    """Tokens that a local layer sees, the current one counted."""
+    layer_pattern: str = "LG"
+    """L (local) and G (global), repeated over the layers; the last layer is global whatever the pattern says."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    logit_cap: float = 30.0
+    """Final logits x become cap * tanh(x / cap)."""
+    moe: dict[str, Primitive] | None = None
+    """Mixture of experts; None in Shard-40m-v1, and not implemented in this version."""
+    engram: dict[str, Primitive] | None = None
+    """Hashed n-gram memory; None in Shard-40m-v1, and not implemented in this version."""
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size hidden_size num_layers num_heads head_dim intermediate_size max_sequence_length sliding_window"
+        )
+        for name in sizes.split():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("rope_theta", "norm_eps", "logit_cap"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, since RoPE turns pairs, not {self.head_dim}")
+        if not self.layer_pattern or set(self.layer_pattern) - {"L", "G"}:
+            raise ValueError(f"layer_pattern must be made of the letters L and G, not {self.layer_pattern!r}")
+        for name in ("moe", "engram"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not implemented in this version: leave it out")
+
+    @property
+    def layer_types(self) -> str:
+        """One letter a layer, L or G, the last one G."""
+        repeated = self.layer_pattern * self.num_layers
+        return repeated[: self.num_layers - 1] + "G"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys and values that `Config(**cfg)` takes."""
+        return asdict(self)

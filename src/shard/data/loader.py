@@ -1,0 +1,70 @@
+"""`batch(index)`: the tokens of one step, a pure function of the recipe, the seed and the index.
+
+It does not depend on the micro-batch or on what was read before; training never touches the network.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard.data.mixture import Mixture
+from shard.data.shards import TokenStream
+from shard.errors import ShardError
+from shard.files import fingerprint
+
+
+class BatchLoader:
+    """Batches of one stage. `folder` holds a folder of token shards for each source of `mix`."""
+
+    def __init__(
+        self, folder: Path, mix: Mapping[str, float], sequence_length: int, tokens_per_step: int, block: int, seed: int
+    ) -> None:
+        self.sequence_length = sequence_length
+        self.num_rows = tokens_per_step // sequence_length
+        self.streams = {name: TokenStream.open(folder / name) for name, weight in mix.items() if weight > 0}
+        # A sequence needs one token more than it has inputs: the target of the last.
+        num_sequences = {
+            name: (stream.num_tokens - 1) // sequence_length for name, stream in self.streams.items()
+        }
+        total = sum(num_sequences.values())
+        if total < self.num_rows:
+            num_tokens = sum(stream.num_tokens for stream in self.streams.values())
+            raise ShardError(
+                f"the corpus is smaller than one batch: {num_tokens} tokens make {total} sequences of "
+                f"{sequence_length}, and a step takes {self.num_rows}: add text, or lower tokens_per_step"
+            )
+        try:
+            self.mixture = Mixture(num_sequences, {n: w for n, w in mix.items() if w > 0}, block, seed)
+        except ValueError as error:
+            raise ShardError(str(error)) from None
+        self.fingerprint = fingerprint(
+            sequence_length, tokens_per_step, block, seed, dict(mix), {n: s.num_tokens for n, s in self.streams.items()}
+        )
+        self._ahead: tuple[int, Future[NDArray[np.int64]]] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+
+    def batch(self, index: int) -> NDArray[np.int64]:
+        """The sequences [num_rows, sequence_length + 1] of step `index`: inputs, and targets one to the right."""
+        first = index * self.num_rows
+        places = np.arange(first, first + self.num_rows, dtype=np.uint64)
+        length = self.sequence_length
+        return np.stack(
+            [
+                self.streams[name].read(i * length, (i + 1) * length + 1)
+                for name, i in self.mixture.locate(places)
+            ]
+        )
+
+    def fetch(self, index: int) -> NDArray[np.int64]:
+        """batch(index), read ahead by one thread when the indices follow one another."""
+        ahead, self._ahead = self._ahead, None
+        result = ahead[1].result() if ahead is not None and ahead[0] == index else self.batch(index)
+        self._ahead = (index + 1, self._thread.submit(self.batch, index + 1))
+        return result
+
+    def close(self) -> None:
+        """End the reading thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,75 @@
+"""Which sequence of which source stands at place n of a stage: a pure function, exact in every block.
+
+A block is `block` sequences. Its number of sequences of each source follows the weights by largest remainder, and
+their order within the block is a permutation of its own. A source gives its sequences in an order that is a
+permutation of its own in each epoch, so that none is seen twice within an epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shard.data.permutation import Indices, permute
+from shard.files import fingerprint
+
+
+def block_counts(weights: Mapping[str, float], block: int) -> dict[str, int]:
+    """Sequences of each source in a block: shares of the weights, rounded by largest remainder, summing to `block`."""
+    total = sum(weights.values())
+    exact = {name: block * weight / total for name, weight in weights.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: block - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The order of a stage's sequences. `num_sequences` holds, by source, how many there are; seed names the order."""
+
+    num_sequences: Mapping[str, int]
+    weights: Mapping[str, float]
+    block: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, count in block_counts(self.weights, self.block).items():
+            if self.weights[name] > 0 and count == 0:
+                raise ValueError(
+                    f"mix.{name}: the weight {self.weights[name]} is less than one sequence in a block of {self.block}: "
+                    "raise it, or data.mixture_block"
+                )
+            if count > 0 and self.num_sequences.get(name, 0) < 1:
+                raise ValueError(f"mix.{name}: the source is smaller than one sequence: give it more text")
+
+    def _key(self, *parts: int | str) -> int:
+        return int(fingerprint(self.seed, *parts), 16)
+
+    def locate(self, places: Indices) -> list[tuple[str, int]]:
+        """(source, index of the sequence in it) for each place n of the stage."""
+        counts = block_counts(self.weights, self.block)
+        names = [name for name, count in counts.items() if count]
+        ends = np.cumsum([counts[name] for name in names])
+        located = []
+        for place in places.tolist():
+            block, slot = divmod(place, self.block)
+            shuffled = int(permute(np.array([slot], dtype=np.uint64), self.block, self._key("block", block))[0])
+            i = int(np.searchsorted(ends, shuffled, side="right"))
+            name = names[i]
+            # How many sequences of this source stand before this one in the stage.
+            number = block * counts[name] + shuffled - int(ends[i] - counts[name])
+            epoch, index = divmod(number, self.num_sequences[name])
+            key = self._key("epoch", name, epoch)
+            located.append((name, int(permute(np.array([index], dtype=np.uint64), self.num_sequences[name], key)[0])))
+        return located
+
+    def epochs(self, num_places: int) -> dict[str, float]:
+        """How often each source is read in a stage of so many sequences."""
+        total = sum(self.weights.values())
+        return {
+            name: num_places * weight / total / self.num_sequences[name]
+            for name, weight in self.weights.items()
+            if weight > 0
+        }

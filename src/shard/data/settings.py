@@ -1,0 +1,78 @@
+"""The tables [tokenizer], [data] and [sources.NAME] of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shard.units import Size
+
+
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerSettings(Table):
+    """[tokenizer]: the vocabulary's size is model.vocab_size."""
+
+    sample_bytes: Annotated[Size, Field(ge=1000, le=4 * 10**9)] = 10**9
+    """Text that the tokenizer is trained on, at most, drawn from the sources by the weights of pretrain.mix."""
+
+
+class DataSettings(Table):
+    """[data]: what is common to all sources."""
+
+    heldout_bytes: Annotated[Size, Field(ge=1)] = 500_000
+    """Text held out from each source, at least (see `heldout_share`)."""
+    heldout_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Most that is held out of a source: a small corpus gives this share, whatever heldout_bytes says."""
+    shard_bytes: Annotated[Size, Field(ge=1024, le=2**34)] = 2**28
+    """Size of a token shard."""
+    mixture_block: Annotated[int, Field(ge=1, le=2**20)] = 1000
+    """Sequences in which the weights of a mix are exact, to one sequence a source."""
+
+
+class Source(Table):
+    """What every kind of source has."""
+
+    license: str = "unknown"
+    """Shown in the ledger and the card."""
+    max_bytes: Annotated[Size, Field(ge=1)] | None = None
+    """Read at most so much text."""
+
+
+class InstalledSource(Source):
+    """Documentation or code of Python packages that are on the disk already."""
+
+    kind: Literal["installed"]
+    content: Literal["documentation", "code"]
+    packages: Annotated[list[str], Field(min_length=1)]
+
+
+class GeneratedSource(Source):
+    """Worked mathematics problems, correct by construction."""
+
+    kind: Literal["generated"]
+    max_bytes: Annotated[Size, Field(ge=1, le=10**11)] | None = 4_000_000
+    seed: int = 0
+
+
+class TextSource(Source):
+    """A file or a folder of .txt, .md, .jsonl and .parquet."""
+
+    kind: Literal["text"]
+    path: str
+    text_column: str = "text"
+
+
+class HubSource(Source):
+    """A dataset repository of the Hugging Face hub. Not read in this version: `--data PATH` trains on local text."""
+
+    kind: Literal["hub"]
+    repository: str
+    files: str
+    columns: Annotated[list[str], Field(min_length=1)]
+
+
+AnySource = Annotated[InstalledSource | GeneratedSource | TextSource | HubSource, Field(discriminator="kind")]

@@ -1,0 +1,141 @@
+"""Token shards: plain little-endian arrays that numpy can memory-map, and the ledger beside them.
+
+A source's stream is its documents in order, each followed by the separator, so that sequences are cut from whole
+documents. uint16 while the vocabulary fits, else uint32.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokie
+from numpy.typing import NDArray
+
+from shard.errors import ShardError
+from shard.files import atomic_open, read_json, sha256_of, write_json
+from shard.tokenizer import load_tokenizer
+
+LEDGER = "tokens.json"
+_BATCH = 512  # documents encoded at once
+_CHECK_EVERY = 64  # documents between those that are encoded by `tokenizers` as well
+
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The type of a token on disk."""
+    return "<u2" if vocab_size <= 2**16 else "<u4"
+
+
+class BulkEncoder:
+    """Encodes many documents at once, as text without special tokens, and checks a sample of them."""
+
+    def __init__(self, tokenizer_path: Path) -> None:
+        self._reference = load_tokenizer(tokenizer_path)
+        self._fast = tokie.Tokenizer.from_json(str(tokenizer_path))
+        self._path = tokenizer_path
+
+    def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each text. ShardError where the fast encoder and `tokenizers` disagree."""
+        ids, lengths = self._fast.encode_batch_flat(texts, add_special_tokens=False)
+        encoded = np.split(ids, np.cumsum(lengths.astype(np.int64))[:-1])
+        separator = self._reference.get_added_tokens_decoder()
+        for i, text in enumerate(texts):
+            # The fast encoder turns the literal text of an added token into its id: those go the slow way.
+            if any(token.content in text for token in separator.values()):
+                encoded[i] = np.array(self._reference.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+            elif i % _CHECK_EVERY == 0:
+                expected = self._reference.encode(text, add_special_tokens=False).ids
+                if not np.array_equal(encoded[i], expected):
+                    raise ShardError(
+                        f"{self._path}: tokie and tokenizers encode a document differently ({text[:60]!r}...): "
+                        "please report it; other versions of tokie may agree (pip install 'tokie!=<this one>')"
+                    )
+        return encoded
+
+
+def write_shards(
+    texts: Iterable[str], encoder: BulkEncoder, vocab_size: int, separator_id: int, shard_bytes: int, folder: Path
+) -> dict[str, Any]:
+    """Write `folder/train-00000.bin`... and `folder/tokens.json`, which is returned: the ledger comes last."""
+    dtype = np.dtype(token_dtype(vocab_size))
+    capacity = shard_bytes // dtype.itemsize
+    shards: list[dict[str, Any]] = []
+    num_documents = num_bytes = 0
+    for stale in folder.glob("train-*.bin"):
+        stale.unlink()
+
+    def flush(tokens: NDArray[np.uint32]) -> None:
+        path = folder / f"train-{len(shards):05d}.bin"
+        with atomic_open(path) as file:
+            file.write(tokens.astype(dtype).tobytes())
+        shards.append({"file": path.name, "tokens": len(tokens), "sha256": sha256_of(path)})
+
+    pending: list[NDArray[np.uint32]] = []
+    num_pending = 0
+    separator = np.array([separator_id], dtype=np.uint32)
+    for batch in _batches(texts):
+        for text, ids in zip(batch, encoder.encode(batch), strict=True):
+            pending += [ids, separator]
+            num_pending += len(ids) + 1
+            num_documents += 1
+            num_bytes += len(text.encode())
+        while num_pending >= capacity:
+            whole = np.concatenate(pending)
+            flush(whole[:capacity])
+            pending, num_pending = [whole[capacity:]], len(whole) - capacity
+    if num_pending:
+        flush(np.concatenate(pending))
+    ledger = {
+        "dtype": dtype.str,
+        "documents": num_documents,
+        "bytes": num_bytes,
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "shards": shards,
+    }
+    ledger["bytes_per_token"] = round(num_bytes / ledger["tokens"], 4) if ledger["tokens"] else 0.0
+    write_json(folder / LEDGER, ledger)
+    return ledger
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """All token shards of a source as one array, memory-mapped."""
+
+    shards: tuple[Tokens, ...]
+    starts: tuple[int, ...]
+    num_tokens: int
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenStream":
+        """Open the shards that the ledger lists. ShardError where one is missing or has another size."""
+        remedy = "run `shard data` again"
+        ledger = read_json(folder / LEDGER, remedy)
+        shards, starts, total = [], [], 0
+        for shard in ledger["shards"]:
+            path, dtype = folder / Path(shard["file"]).name, np.dtype(ledger["dtype"])
+            expected = shard["tokens"] * dtype.itemsize
+            if not path.is_file() or path.stat().st_size != expected:
+                raise ShardError(f"{path} is missing or is not {expected} bytes long: {remedy}")
+            shards.append(np.memmap(path, dtype=dtype, mode="r"))
+            starts.append(total)
+            total += shard["tokens"]
+        return cls(tuple(shards), tuple(starts), total)
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens start..stop-1, over shard borders."""
+        parts = [
+            shard[max(0, start - first) : stop - first]
+            for shard, first in zip(self.shards, self.starts, strict=True)
+            if first < stop and start < first + len(shard)
+        ]
+        return np.concatenate(parts).astype(np.int64)

@@ -1,0 +1,1 @@
+"""Using a model: loading it, sampling from it, timing it."""

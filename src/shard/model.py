@@ -1,0 +1,265 @@
+"""The Shard language model, whole: embedding, rotary attention, gated feed-forward, capped logits.
+
+    x_0     = sqrt(D) * E[ids]
+    x_i'    = x_i  + Attention_i(norm(x_i))        local layers see a sliding window, global layers all that came before
+    x_{i+1} = x_i' + FeedForward_i(norm(x_i'))     down(silu(gate(x)) * up(x))
+    logits  = cap * tanh(norm(x_L) @ E^T / cap)    with the same table E (tied)
+    norm(x) = x / rms(x) * (1 + w)
+
+It is exactly the stock VaultGemma architecture, so that other tools load a release without code of ours.
+Shape suffixes: B batch, T new tokens, S keys, D hidden size, F feed-forward width, H heads, K head size, V vocabulary,
+W window, N blocks of W tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from shard.config import Config
+
+LocalAttention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+INIT_STD = 0.02  # of the embedding table; matrices start at 1 / sqrt(inputs), or at zero where they write to the stream
+
+
+class Linear(nn.Module):
+    """y = x W^T without bias; the weight [outputs, inputs] is cast to the dtype of x.
+
+    Trained weights are fp32 masters while x is bf16: the cast is what makes the product a bf16 one.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_outputs, num_inputs))
+        if not zero:
+            nn.init.normal_(self.weight, std=num_inputs**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * (1 + w), computed in fp32, returned in the dtype of x."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+
+
+def rope_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, K/2] of the rotary angles in fp32, computed anew: no buffer that a cast could round."""
+    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
+    angles = positions_T.float()[:, None] / theta**exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + K/2}) by its angle (the half-split layout), in fp32."""
+    left, right = x_BHTK.float().chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BHTK.dtype)
+
+
+def local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
+    """Causal attention over the last `window` tokens, the current one counted, at a cost of O(T * window).
+
+    Queries are cut into blocks of W = window tokens; all keys that a block may see lie in the block itself and the
+    one before it, so that one mask [W, 2W] serves every block and no T x T mask exists. The first block has nothing
+    before it: it is plain causal attention.
+    """
+    num_tokens = q_BHTK.size(2)
+    if num_tokens <= window:
+        return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+    # Padding at the end is never seen: it lies after every real query.
+    q, k, v = (F.pad(x, (0, 0, 0, -num_tokens % window)) for x in (q_BHTK, k_BHTK, v_BHTK))
+    first = F.scaled_dot_product_attention(*(x[:, :, :window] for x in (q, k, v)), is_causal=True)
+
+    q_BHNWK, k_BHNWK, v_BHNWK = (x.unflatten(2, (-1, window)) for x in (q, k, v))
+    pairs = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k_BHNWK, v_BHNWK))
+    age = torch.arange(window, 2 * window, device=q.device)[:, None] - torch.arange(2 * window, device=q.device)
+    mask_W2W = (age >= 0) & (age < window)
+    rest = F.scaled_dot_product_attention(q_BHNWK[:, :, 1:].flatten(1, 2), *pairs, attn_mask=mask_W2W)
+    rest_BHTK = rest.unflatten(1, (q.size(1), -1)).flatten(2, 3)
+    return torch.cat([first, rest_BHTK], dim=2)[:, :, :num_tokens]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; `window` is None in a global layer."""
+
+    def __init__(self, config: Config, window: int | None) -> None:
+        super().__init__()
+        width = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.window = window
+        self.local_attention: LocalAttention = local_attention
+        self.query = Linear(config.hidden_size, width)
+        self.key = Linear(config.hidden_size, width)
+        self.value = Linear(config.hidden_size, width)
+        self.output = Linear(width, config.hidden_size, zero=True)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None) -> Tensor:
+        q, k, v = (
+            project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None and cache.num_seen > 0:
+            k, v, mask_TS = cache.extend(k, v)
+            y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS)
+        else:
+            if cache is not None:
+                cache.extend(k, v)
+            if self.window is None:
+                y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            else:
+                y_BHTK = self.local_attention(q, k, v, self.window)
+        return self.output(y_BHTK.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate = Linear(config.hidden_size, config.intermediate_size)
+        self.up = Linear(config.hidden_size, config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size, zero=True)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on the normed stream and added back to it."""
+
+    def __init__(self, config: Config, window: int | None) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, window)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin, cache)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class ShardLM(nn.Module):
+    """A Shard model: `model(ids[B, T]) -> (capped logits[B, T, V] in fp32, None)`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        windows = [config.sliding_window if kind == "L" else None for kind in config.layer_types]
+        self.blocks = nn.ModuleList(Block(config, window) for window in windows)
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)
+
+    def hidden(self, ids_BT: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The normed hidden states [B, T, D] that the logits are read from.
+
+        `dtype` is what to compute in (default: that of the weights). With a cache, `ids` continue what it holds.
+        Raises ValueError beyond max_sequence_length, where the model was never trained.
+        """
+        start = 0 if cache is None else cache.num_seen
+        end = start + ids_BT.size(1)
+        if end > self.config.max_sequence_length:
+            raise ValueError(f"{end} tokens, but the model's context is {self.config.max_sequence_length}")
+        cos, sin = rope_angles(
+            torch.arange(start, end, device=ids_BT.device), self.config.head_dim, self.config.rope_theta
+        )
+        x_BTD = self.embedding(ids_BT).to(dtype or self.embedding.weight.dtype)
+        # The factor is rounded to the dtype of x, as in the Gemma family.
+        x_BTD = x_BTD * torch.tensor(math.sqrt(self.config.hidden_size), dtype=x_BTD.dtype)
+        for i, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, cos, sin, None if cache is None else cache.layers[i])
+        return self.final_norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Capped logits [B, T, V] in fp32."""
+        cap = self.config.logit_cap
+        return cap * torch.tanh(F.linear(hidden_BTD, self.embedding.weight.to(hidden_BTD.dtype)).float() / cap)
+
+    def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> tuple[Tensor, None]:
+        return self.logits(self.hidden(ids_BT, cache)), None
+
+    def parameter_roles(self) -> dict[str, str]:
+        """What each parameter is, by name: "embedding", "norm", or "matrix" (the hidden 2-D weights)."""
+        kinds = {nn.Embedding: "embedding", RMSNorm: "norm", Linear: "matrix"}
+        return {
+            f"{prefix}.{name}": kinds[type(module)]
+            for prefix, module in self.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+        }
+
+
+ToyLM = ShardLM  # the name under which the first release was published
+
+
+class LayerCache:
+    """Keys and values of one layer for the tokens seen so far, in a buffer of fixed size.
+
+    A global layer keeps `max_length` tokens. A local layer keeps the last `window` tokens in a ring: position p lies
+    in slot p mod window. Order does not matter to attention, since keys carry their position by RoPE.
+    """
+
+    def __init__(self, shape_BHSK: tuple[int, int, int, int], window: int | None, like: Tensor) -> None:
+        self.window = window
+        self.num_seen = 0
+        self.k_BHSK = like.new_zeros(shape_BHSK)
+        self.v_BHSK = like.new_zeros(shape_BHSK)
+
+    def extend(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add T tokens; returns the keys, the values and the mask [T, S] that their queries need (None: see all)."""
+        size, num_new, start = self.k_BHSK.size(2), k_BHTK.size(2), self.num_seen
+        end = start + num_new
+        if end > size and size != self.window:
+            raise ValueError(f"the cache holds {size} tokens, not {end}")
+        held = min(start, size)
+        positions = torch.arange(start, end, device=k_BHTK.device)
+        seen_k, seen_v, mask = k_BHTK, v_BHTK, None
+        if num_new > 1 and start > 0:
+            # New tokens may push old ones out of the ring that the first of them still see: look before writing.
+            slots = torch.arange(held, device=positions.device)
+            old = slots + (start - 1 - slots) // size * size
+            seen_k = torch.cat([self.k_BHSK[:, :, :held], k_BHTK], dim=2)
+            seen_v = torch.cat([self.v_BHSK[:, :, :held], v_BHTK], dim=2)
+            age = positions[:, None] - torch.cat([old, positions])
+            mask = (age >= 0) & (age < (self.window or end))
+        keep = min(num_new, size)
+        self.k_BHSK[:, :, positions[-keep:] % size] = k_BHTK[:, :, -keep:]
+        self.v_BHSK[:, :, positions[-keep:] % size] = v_BHTK[:, :, -keep:]
+        self.num_seen = end
+        if num_new == 1:
+            held = min(end, size)
+            return self.k_BHSK[:, :, :held], self.v_BHSK[:, :, :held], None
+        return seen_k, seen_v, mask
+
+
+class KVCache:
+    """The keys and values of every layer: a rolling window in local layers, everything in global ones."""
+
+    def __init__(self, model: ShardLM, batch_size: int, max_length: int) -> None:
+        config, like = model.config, model.embedding.weight
+        self.layers = []
+        for kind in config.layer_types:
+            window = config.sliding_window if kind == "L" else None
+            size = min(max_length, window or max_length)
+            shape = (batch_size, config.num_heads, size, config.head_dim)
+            self.layers.append(LayerCache(shape, window, like.detach()))
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens held so far: the position of the next one."""
+        return self.layers[0].num_seen

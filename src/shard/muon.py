@@ -1,0 +1,117 @@
+"""Muon: momentum whose update of each hidden matrix is orthogonalised, batched over matrices of equal shape.
+
+    M <- mu * M + (1 - mu) * G          momentum; Nesterov looks ahead: U = mu * M + (1 - mu) * G
+    O  = U (U^T U)^(-1/2)               the nearest semi-orthogonal matrix, by Newton-Schulz iteration
+    W <- W - lr * scale * O             scale = sqrt(max(1, rows / columns)): each update has the same spectral effect
+
+Sources: Jordan et al., "Muon: an optimizer for hidden layers" (2024), for the method and the quintic; Amsel et al.,
+"The Polar Express" (arXiv 2505.16932), for coefficients that are optimal step by step; Chen et al., "Cautious Weight
+Decay" (arXiv 2510.12402).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# (a, b, c) of X <- a X + (b A + c A^2) X with A = X X^T, one triple a step.
+QUINTIC = ((3.4445, -4.7750, 2.0315),) * 5
+POLAR_EXPRESS = (
+    (8.15655, -22.48329, 15.87877),
+    (4.04293, -2.80892, 0.50002),
+    (3.89167, -2.77248, 0.50606),
+    (3.28575, -2.36813, 0.46449),
+    (2.34654, -1.70978, 0.42324),
+)
+# Singular values of U / ||U||_F below these are not brought to the order of one by five steps: the inverse of the
+# product of the first coefficients, times 0.7 (the least that either iteration makes of a restored value).
+RESTORABLE = {"quintic": 1.4e-3, "polar_express": 0.7e-3}
+
+
+def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Bring the singular values of each matrix of a stack [K, M, N] to about one; returns the same shape in `dtype`.
+
+    All products run in `dtype`, on the shorter side. A zero matrix stays zero.
+    """
+    polar = method == "polar_express"
+    x = stack_KMN.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    # Polar Express is fitted to singular values up to 1 / 1.01, so that rounding cannot push one beyond 1.
+    norm = x.norm(dim=(-2, -1), keepdim=True) * (1.01 if polar else 1.0)
+    x = x / norm.clamp(min=1e-7)
+    for a, b, c in POLAR_EXPRESS if polar else QUINTIC:
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for 2-D weights; everything else (embedding, norms) belongs to another optimizer.
+
+    `lr` is in units of the "original" scale. `weight_decay` is decoupled and scaled by lr; `cautious` applies it only
+    where it does not oppose the update. `dtype` is what the Newton-Schulz products run in. The state of a parameter
+    is one momentum buffer of its shape, there from the start, so that a state_dict is complete at step 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        method: str = "polar_express",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        if method not in RESTORABLE:
+            raise ValueError(f"method must be one of {', '.join(RESTORABLE)}, not {method!r}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "cautious": cautious,
+            "method": method,
+            "dtype": dtype,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim != 2:
+                    raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
+                self.state[p]["momentum"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient, one stack of equal shapes at a time."""
+        for group in self.param_groups:
+            stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    stacks[p.shape].append(p)
+            for params in stacks.values():
+                self._update(params, group)
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of a list of equally shaped parameters."""
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        directions = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+        stack = torch.stack([d.to(group["dtype"]) for d in directions])
+        updates = orthogonalize(stack, group["method"], group["dtype"]).to(params[0].dtype)
+        if decay and group["cautious"]:
+            for p, update in zip(params, updates, strict=True):
+                p.sub_(p * (update * p >= 0), alpha=lr * decay)
+        elif decay:
+            torch._foreach_mul_(params, 1 - lr * decay)
+        rows, columns = params[0].shape
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)

@@ -1,0 +1,1 @@
+"""What leaves the run folder: the bundle, its card, and the way back in."""
