@@ -4,7 +4,7 @@ import math
 import random
 from fractions import Fraction
 
-from shard.data.problems.phrasing import nonzero, paren, polynomial, signed
+from shard.data.problems.phrasing import nonzero, paren, polynomial, signed, substituted
 from shard.data.problems.problem import Family, Problem
 
 _VARIABLES = "xyntz"
@@ -18,19 +18,6 @@ def _move(number: int) -> str:
 def _undo(number: int) -> str:
     """The next operand of that move: `- 3` for 3, `+ 3` for -3."""
     return signed(-number)
-
-
-def _chain(rng: random.Random, coefficients: list[int], x: int) -> str:
-    """The arithmetic of a polynomial at x, as a sum: `2 * 3^2 - 4 * 3 + 1`."""
-    text, degree = "", len(coefficients) - 1
-    for index, coefficient in enumerate(coefficients):
-        if not coefficient:
-            continue
-        power, size = degree - index, abs(coefficient)
-        base = "" if not power else paren(x) if power == 1 else f"{paren(x)}^{power}"
-        term = str(size) if not base else base if size == 1 else f"{size} * {base}"
-        text += (f" - {term}" if coefficient < 0 else f" + {term}") if text else ("-" * (coefficient < 0) + term)
-    return text
 
 
 def _value(coefficients: list[int], x: int) -> int:
@@ -52,7 +39,9 @@ def linear_equation(rng: random.Random) -> Problem:
     steps.append(f"Divide by {a}: {c - b} / {paren(a)} = {x}, so {v} = {x}.")
     if rng.random() < 0.5:
         steps.append(f"Check: {a} * {paren(x)} {signed(b)} = {c}.")
-    ask = rng.choice((f"Solve {left} = {c} for {v}.", f"Find {v} if {left} = {c}.", f"Solve for {v}: {left} = {c}."))
+    ask = rng.choice(
+        (f"Solve {left} = {c} for {v}.", f"Find {v} if {left} = {c}.", f"Solve for {v}: {left} = {c}.")
+    )
     return Problem(ask, tuple(steps), f"{v} = {x}")
 
 
@@ -70,7 +59,9 @@ def linear_both_sides(rng: random.Random) -> Problem:
     steps.append(f"{_move(b)}: {d} {_undo(b)} = {d - b}, so {polynomial([slope, 0], v)} = {d - b}.")
     if slope > 1:
         steps.append(f"{d - b} / {slope} = {x}, so {v} = {x}.")
-    ask = rng.choice((f"Solve {left} = {right}.", f"For which {v} is {left} = {right}?", f"Find {v}: {left} = {right}."))
+    ask = rng.choice(
+        (f"Solve {left} = {right}.", f"For which {v} is {left} = {right}?", f"Find {v}: {left} = {right}.")
+    )
     return Problem(ask, tuple(steps), f"{v} = {x}")
 
 
@@ -91,7 +82,8 @@ def linear_system(rng: random.Random) -> Problem:
         f"Coefficient of x: {a} * {paren(d)} - {paren(c)} * {paren(b)} = {determinant}.",
         f"Right side: {e} * {paren(d)} - {paren(f)} * {paren(b)} = {right}.",
         f"x = {right} / {paren(determinant)} = {x}",
-        f"Put x = {x} into the first equation: {a} * {paren(x)} = {a * x} and {e} - {paren(a * x)} = {b * y}.",
+        f"Put x = {x} into the first equation: {a} * {paren(x)} = {a * x} and {e} - {paren(a * x)} = "
+        f"{b * y}.",
         f"y = {b * y} / {paren(b)} = {y}",
     )
     ask = rng.choice(
@@ -129,7 +121,13 @@ def quadratic_by_factoring(rng: random.Random) -> Problem:
         f"So {equation} = {_factors(v, r, s)}.",
         f"A product is 0 when a factor is 0: {_roots_text(v, r, s)}.",
     ]
-    ask = rng.choice((f"Solve {equation} = 0.", f"Find all solutions of {equation} = 0.", f"Factor and solve {equation} = 0."))
+    ask = rng.choice(
+        (
+            f"Solve {equation} = 0.",
+            f"Find all solutions of {equation} = 0.",
+            f"Factor and solve {equation} = 0.",
+        )
+    )
     return Problem(ask, tuple(steps), _roots_text(v, r, s))
 
 
@@ -141,11 +139,14 @@ def completing_the_square(rng: random.Random) -> Problem:
     steps = [
         f"Half of {2 * h} is {h}, and {paren(h)}^2 = {h * h}.",
         f"So {polynomial([1, 2 * h, 0], v)} = ({v} {signed(h)})^2 - {h * h}.",
-        f"The equation becomes ({v} {signed(h)})^2 = {h * h} - {paren(c)}, and {h * h} - {paren(c)} = {k * k}.",
+        f"The equation becomes ({v} {signed(h)})^2 = {h * h} - {paren(c)}, and {h * h} - {paren(c)} = "
+        f"{k * k}.",
         f"Since {k}^2 = {k * k}, {v} {signed(h)} is {k} or {-k}.",
         f"{k} {signed(-h)} = {k - h} and {-k} {signed(-h)} = {-k - h}",
     ]
-    ask = rng.choice((f"Solve {equation} = 0 by completing the square.", f"Complete the square to solve {equation} = 0."))
+    ask = rng.choice(
+        (f"Solve {equation} = 0 by completing the square.", f"Complete the square to solve {equation} = 0.")
+    )
     return Problem(ask, tuple(steps), _roots_text(v, k - h, -k - h))
 
 
@@ -160,7 +161,9 @@ def quadratic_formula(rng: random.Random) -> Problem:
     low, high = Fraction(-middle - root, 2 * lead), Fraction(-middle + root, 2 * lead)
     steps = [
         f"The discriminant is {paren(middle)}^2 - 4 * {lead} * {paren(last)} = {inside}.",
-        f"{root}^2 = {inside}, so its square root is {root}." if root else "It is 0: there is one double root.",
+        f"{root}^2 = {inside}, so its square root is {root}."
+        if root
+        else "It is 0: there is one double root.",
         f"({-middle} + {root}) / (2 * {lead}) = {high}",
     ]
     if root:
@@ -214,22 +217,38 @@ def exponent_rules(rng: random.Random) -> Problem:
         expression, value, rule = f"{base}^{m} / {base}^{n}", m - n, "subtract the exponents"
         line = f"{m} - {n} = {m - n}"
     else:
-        expression, value, rule = f"({base}^{m})^{k} * {base}^{n}", m * k + n, "first multiply, then add the exponents"
+        expression, value, rule = (
+            f"({base}^{m})^{k} * {base}^{n}",
+            m * k + n,
+            "first multiply, then add the exponents",
+        )
         line = f"{m} * {k} = {m * k} and {m * k} + {n} = {m * k + n}"
     steps = (f"The base is the same, so {rule}.", line, f"The result is {base}^{value}.")
-    ask = rng.choice((f"Write {expression} as a single power.", f"Simplify {expression} to one power of {base}."))
+    ask = rng.choice(
+        (f"Write {expression} as a single power.", f"Simplify {expression} to one power of {base}.")
+    )
     return Problem(ask, steps, f"{base}^{value}")
 
 
 def evaluate_polynomial(rng: random.Random) -> Problem:
     """The value of a polynomial of degree 2 or 3 at a whole number."""
     degree, x = rng.choice((2, 3)), nonzero(rng, -6, 8)
-    coefficients = [nonzero(rng, -5, 7), *(rng.randint(-9, 9) for _ in range(degree - 1)), nonzero(rng, -20, 20)]
+    coefficients = [
+        nonzero(rng, -5, 7),
+        *(rng.randint(-9, 9) for _ in range(degree - 1)),
+        nonzero(rng, -20, 20),
+    ]
     text, value = polynomial(coefficients), _value(coefficients, x)
     name = rng.choice("fgp")
-    steps = [f"Substitute {x} for x.", f"{_chain(rng, coefficients, x)} = {value}", f"So {name}({x}) = {value}."]
+    steps = [
+        f"Substitute {x} for x.",
+        f"{substituted(coefficients, x)} = {value}",
+        f"So {name}({x}) = {value}.",
+    ]
     powers = " and ".join(f"{paren(x)}^{power} = {x**power}" for power in range(2, degree + 1))
-    ask = rng.choice((f"Let {name}(x) = {text}. Find {name}({x}).", f"What is {name}({x}) if {name}(x) = {text}?"))
+    ask = rng.choice(
+        (f"Let {name}(x) = {text}. Find {name}({x}).", f"What is {name}({x}) if {name}(x) = {text}?")
+    )
     return Problem(ask, (steps[0], powers, *steps[1:]), str(value))
 
 
@@ -258,7 +277,12 @@ def composition(rng: random.Random) -> Problem:
         f"Now f({inner}): {a} * {paren(inner)} {signed(b)} = {a * inner + b}",
     )
     f, g = polynomial([a, b]), polynomial([c, d])
-    ask = rng.choice((f"If f(x) = {f} and g(x) = {g}, what is f(g({x}))?", f"Let f(x) = {f} and g(x) = {g}. Find f(g({x}))."))
+    ask = rng.choice(
+        (
+            f"If f(x) = {f} and g(x) = {g}, what is f(g({x}))?",
+            f"Let f(x) = {f} and g(x) = {g}. Find f(g({x})).",
+        )
+    )
     return Problem(ask, steps, str(a * inner + b))
 
 

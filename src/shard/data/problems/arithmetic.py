@@ -1,9 +1,8 @@
 """Whole numbers and decimals: the four operations, their order, and rounding."""
 
 import random
-from fractions import Fraction
 
-from shard.data.problems.phrasing import decimal, paren, signed
+from shard.data.problems.phrasing import paren, signed
 from shard.data.problems.problem import Family, Problem
 
 
@@ -29,7 +28,9 @@ def addition_question(rng: random.Random) -> Problem:
         steps.append(f"{value} + {part} = {value + part}")
         value += part
     reason = " and ".join(_sentences(steps))
-    ask = rng.choice((f"What is {a} + {b}?", f"What is the sum of {a} and {b}?", f"How much is {a} plus {b}?"))
+    ask = rng.choice(
+        (f"What is {a} + {b}?", f"What is the sum of {a} and {b}?", f"How much is {a} plus {b}?")
+    )
     intro = rng.choice(("Add one part at a time", f"Split {b} by place value", "Step by step"))
     return Problem(ask, (f"{intro}: {reason}.",), str(a + b), "question")
 
@@ -49,10 +50,14 @@ def addition_prose(rng: random.Random) -> Problem:
     else:
         b = rng.randint(11, 99)
         tens, ones = b - b % 10, b % 10
-        step = rng.choice((f"add the tens first: {a} + {tens} = {a + tens}.", f"start with {a} + {tens} = {a + tens}."))
+        step = rng.choice(
+            (f"add the tens first: {a} + {tens} = {a + tens}.", f"start with {a} + {tens} = {a + tens}.")
+        )
         if ones:
             step += f" Then add the ones: {a + tens} + {ones} = {a + b}."
-    end = rng.choice((f"So {a} plus {b} is {a + b}.", f"The result is {a + b}.", f"Therefore {a} + {b} = {a + b}."))
+    end = rng.choice(
+        (f"So {a} plus {b} is {a + b}.", f"The result is {a + b}.", f"Therefore {a} + {b} = {a + b}.")
+    )
     return Problem(f"{a} plus {b}", (step, end), str(a + b), "prose")
 
 
@@ -73,7 +78,9 @@ def subtraction_prose(rng: random.Random) -> Problem:
             f"subtract {b + up} instead and give {up} back: {a} - {b + up} = {a - b - up} and "
             f"{paren(a - b - up)} + {up} = {a - b}."
         )
-    end = rng.choice((f"So {a} minus {b} is {a - b}.", f"The difference is {a - b}.", f"Hence {a} - {b} = {a - b}."))
+    end = rng.choice(
+        (f"So {a} minus {b} is {a - b}.", f"The difference is {a - b}.", f"Hence {a} - {b} = {a - b}.")
+    )
     return Problem(f"{a} minus {b}", (step, end), str(a - b), "prose")
 
 
@@ -90,7 +97,9 @@ def multiplication_prose(rng: random.Random) -> Problem:
         tens, ones = a - a % 10, a % 10
         step = f"split {a} into tens and ones: {tens} * {b} = {tens * b}"
         step += f", {ones} * {b} = {ones * b}, and {tens * b} + {ones * b} = {a * b}." if ones else "."
-    end = rng.choice((f"So {a} times {b} is {a * b}.", f"The product is {a * b}.", f"Thus {a} * {b} = {a * b}."))
+    end = rng.choice(
+        (f"So {a} times {b} is {a * b}.", f"The product is {a * b}.", f"Thus {a} * {b} = {a * b}.")
+    )
     return Problem(f"{a} times {b}", (step, end), str(a * b), "prose")
 
 
@@ -136,7 +145,9 @@ def column_addition(rng: random.Random) -> Problem:
     if carry:
         steps.append("The last carry becomes the leading 1.")
     steps.append(f"Reading the digits from the left, {a} + {b} = {a + b}.")
-    ask = rng.choice((f"Add {a} and {b} column by column.", f"Find {a} + {b}.", f"Work out the sum {a} + {b}."))
+    ask = rng.choice(
+        (f"Add {a} and {b} column by column.", f"Find {a} + {b}.", f"Work out the sum {a} + {b}.")
+    )
     return Problem(ask, tuple(steps), str(a + b))
 
 
@@ -171,7 +182,9 @@ def long_multiplication(rng: random.Random) -> Problem:
         steps.append(f"{value} + {a * part} = {value + a * part}")
         value += a * part
     steps.append(rng.choice((f"So {a} * {b} = {a * b}.", f"The product is {a * b}.")))
-    ask = rng.choice((f"Multiply {a} by {b}.", f"Compute {a} * {b} using partial products.", f"What is {a} * {b}?"))
+    ask = rng.choice(
+        (f"Multiply {a} by {b}.", f"Compute {a} * {b} using partial products.", f"What is {a} * {b}?")
+    )
     return Problem(ask, tuple(steps), str(a * b))
 
 
@@ -181,7 +194,9 @@ def near_round_product(rng: random.Random) -> Problem:
     shift = rng.choice((-3, -2, -1, 1, 2, 3))
     a, b = base + shift, rng.randint(6, 199)
     steps = (
-        rng.choice((f"Notice that {a} = {base} {signed(shift)}.", f"Since {a} = {base} {signed(shift)}, distribute.")),
+        rng.choice(
+            (f"Notice that {a} = {base} {signed(shift)}.", f"Since {a} = {base} {signed(shift)}, distribute.")
+        ),
         f"{a} * {b} = {base} * {b} {signed(shift).replace(' ', f' {b} * ')}",
         f"{base} * {b} = {base * b} and {b} * {abs(shift)} = {b * abs(shift)}",
         f"{base * b} {'+' if shift > 0 else '-'} {b * abs(shift)} = {a * b}",
@@ -200,7 +215,9 @@ def long_division(rng: random.Random) -> Problem:
         started = started or times > 0
         if started:
             left = rest - times * divisor
-            steps.append(f"{divisor} goes into {rest} {_times(times)}: {rest} - {times} * {divisor} = {left}.")
+            steps.append(
+                f"{divisor} goes into {rest} {_times(times)}: {rest} - {times} * {divisor} = {left}."
+            )
             rest = left
     quotient = number // divisor
     steps.append(f"Check: {divisor} * {quotient} + {rest} = {number}.")
@@ -217,102 +234,6 @@ def _times(number: int) -> str:
     return "once" if number == 1 else "twice" if number == 2 else f"{number} times"
 
 
-def order_of_operations(rng: random.Random) -> Problem:
-    """Mixed operations: parentheses, powers, products, then sums."""
-    a, b, c, d = rng.randint(2, 20), rng.randint(2, 12), rng.randint(2, 12), rng.randint(2, 30)
-    shape = rng.randrange(4)
-    if shape == 0:
-        expression, value = f"{a} + {b} * {c} - {d}", a + b * c - d
-        steps = [f"{b} * {c} = {b * c}", f"{a} + {b * c} = {a + b * c}", f"{a + b * c} - {d} = {value}"]
-    elif shape == 1:
-        expression, value = f"({a} + {b}) * {c} + {d}", (a + b) * c + d
-        steps = [f"{a} + {b} = {a + b}", f"{a + b} * {c} = {(a + b) * c}", f"{(a + b) * c} + {d} = {value}"]
-    elif shape == 2:
-        expression, value = f"{d} * {b} - {a}^2 + {c}", d * b - a * a + c
-        steps = [f"{a}^2 = {a * a}", f"{d} * {b} = {d * b}", f"{d * b} - {a * a} = {d * b - a * a}"]
-        steps.append(f"{d * b - a * a} + {c} = {value}")
-    else:
-        expression, value = f"{a * b} / {b} + {c} * ({d} - {a})", a + c * (d - a)
-        steps = [f"{d} - {a} = {d - a}", f"{a * b} / {b} = {a}", f"{c} * {paren(d - a)} = {c * (d - a)}"]
-        steps.append(f"{a} + {paren(c * (d - a))} = {value}")
-    intro = rng.choice(("Follow the order of operations.", "Parentheses and powers first, then * and /, then + and -."))
-    ask = rng.choice((f"Evaluate {expression}.", f"What is the value of {expression}?", f"Simplify {expression}."))
-    return Problem(ask, (intro, *steps), str(value))
-
-
-def signed_numbers(rng: random.Random) -> Problem:
-    """Sums, differences and products with negative numbers."""
-    a, b = rng.randint(-60, 60), -rng.randint(1, 60)
-    kind = rng.choice("+-*")
-    expression = f"{a} {kind} ({b})"
-    if kind == "+":
-        value = a + b
-        steps = ["Adding a negative number is the same as subtracting its opposite.", f"{a} - {-b} = {value}"]
-    elif kind == "-":
-        value = a - b
-        steps = ["Subtracting a negative number is the same as adding its opposite.", f"{a} + {-b} = {value}"]
-    else:
-        value = a * b
-        rule = "A product with a factor 0 is 0." if not a else "Equal signs give a positive product."
-        if a > 0:
-            rule = "Different signs give a negative product."
-        steps = [rule, f"{abs(a)} * {-b} = {abs(value)}, so {expression} = {value}"]
-    ask = rng.choice((f"Compute {expression}.", f"What is {expression}?", f"Find the value of {expression}."))
-    return Problem(ask, tuple(steps), str(value))
-
-
-def decimal_sum(rng: random.Random) -> Problem:
-    """Adding or subtracting decimals by lining up the decimal points."""
-    a, b = Fraction(rng.randint(101, 99_999), 100), Fraction(rng.randint(11, 9999), rng.choice((10, 100)))
-    minus = a > b and rng.random() < 0.5
-    value = a - b if minus else a + b
-    sign, verb = ("-", "subtract") if minus else ("+", "add")
-    x, y = int(a * 100), int(b * 100)
-    steps = (
-        rng.choice((f"Count in hundredths and {verb} whole numbers.", f"Write both in hundredths, then {verb}.")),
-        f"{decimal(a)} = {x}/100 and {decimal(b)} = {y}/100.",
-        f"{x} {sign} {y} = {int(value * 100)}",
-        f"So {decimal(a)} {sign} {decimal(b)} = {decimal(value)}.",
-    )
-    ask = rng.choice((f"Compute {decimal(a)} {sign} {decimal(b)}.", f"What is {decimal(a)} {sign} {decimal(b)}?"))
-    return Problem(ask, steps, decimal(value))
-
-
-def decimal_product(rng: random.Random) -> Problem:
-    """Multiplying decimals: whole numbers first, then the decimal point."""
-    a, b = rng.randint(2, 999), rng.randint(2, 99)
-    a, b = a + (a % 10 == 0), b + (b % 10 == 0)  # no trailing zeros: the places are the ones seen
-    places_a, places_b = rng.randint(1, 2), rng.randint(1, 2)
-    x, y = Fraction(a, 10**places_a), Fraction(b, 10**places_b)
-    scale = 10 ** (places_a + places_b)
-    steps = (
-        rng.choice(("Leave the decimal points aside at first.", "Multiply as if there were no decimal points.")),
-        f"{a} * {b} = {a * b}",
-        f"The factors have {places_a} and {places_b} decimal places, so divide by {scale}.",
-        f"{a * b} / {scale} = {decimal(x * y)}",
-    )
-    ask = rng.choice((f"Multiply {decimal(x)} by {decimal(y)}.", f"What is {decimal(x)} * {decimal(y)}?"))
-    return Problem(ask, steps, decimal(x * y))
-
-
-def rounding(rng: random.Random) -> Problem:
-    """Rounding a whole number to a place, half up, with the digit that decides."""
-    place = rng.randint(1, 4)
-    unit = 10**place
-    number = rng.randint(unit * 2, unit * 999)
-    low = number // unit * unit
-    decider = number // (unit // 10) % 10
-    up = decider >= 5
-    name = ("ten", "hundred", "thousand", "ten thousand")[place - 1]
-    steps = (
-        f"{number} lies between {low} and {low + unit}.",
-        f"The digit after the {name}s place is {decider}, which is {'5 or more' if up else 'less than 5'}.",
-        f"So round {'up' if up else 'down'} to {low + unit if up else low}.",
-    )
-    ask = rng.choice((f"Round {number} to the nearest {name}.", f"What is {number} to the nearest {name}?"))
-    return Problem(ask, steps, str(low + unit if up else low))
-
-
 FAMILIES: tuple[Family, ...] = (
     addition_question,
     addition_prose,
@@ -324,9 +245,4 @@ FAMILIES: tuple[Family, ...] = (
     long_multiplication,
     near_round_product,
     long_division,
-    order_of_operations,
-    signed_numbers,
-    decimal_sum,
-    decimal_product,
-    rounding,
 )

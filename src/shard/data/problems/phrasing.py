@@ -4,16 +4,21 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 
-NAMES = (
-    "Ada Amir Anna Ben Bruno Carla Chen Dana David Elena Emil Fatima Felix Grace Hana Hugo Ines Ivan Jonas Julia "
-    "Kofi Lara Leo Lina Maria Marco Mei Nadia Noah Nora Omar Oscar Petra Priya Rosa Ruth Sam Sara Tariq Tom Uma "
+_NAMES_TEXT = (
+    "Ada Amir Anna Ben Bruno Carla Chen Dana David Elena Emil Fatima Felix Grace Hana Hugo Ines Ivan "
+    "Jonas Julia "
+    "Kofi Lara Leo Lina Maria Marco Mei Nadia Noah Nora Omar Oscar Petra Priya Rosa Ruth Sam Sara Tariq "
+    "Tom Uma "
     "Vera Victor Wanda Yara Yusuf Zoe"
-).split()
+)
+NAMES = _NAMES_TEXT.split()
 
-THINGS = (
-    "apple pencil marble book sticker stamp shell button card ticket cookie orange lemon notebook bead postcard "
+_THINGS_TEXT = (
+    "apple pencil marble book sticker stamp shell button card ticket cookie orange lemon notebook bead "
+    "postcard "
     "ribbon balloon eraser candle magnet badge peanut acorn"
-).split()
+)
+THINGS = _THINGS_TEXT.split()
 
 _MAX_DECIMALS = 12
 
@@ -81,8 +86,22 @@ def polynomial(coefficients: Sequence[int | Fraction], variable: str = "x") -> s
             continue
         power = len(coefficients) - 1 - index
         size = abs(coefficient)
-        number = "" if size == 1 and power else str(size) if size.denominator == 1 or not power else f"({size})"
+        number = "" if size == 1 and power else size
         term = number + ("" if not power else variable if power == 1 else f"{variable}^{power}")
+        minus = coefficient < 0
+        text += (" - " if minus else " + ") + term if text else ("-" if minus else "") + term
+    return text or "0"
+
+
+def substituted(coefficients: Sequence[int | Fraction], value: int) -> str:
+    """A polynomial with a number put in: `2 * 3^2 - 4 * 3 + 1`."""
+    text = ""
+    for index, coefficient in enumerate(coefficients):
+        if not coefficient:
+            continue
+        power, size = len(coefficients) - 1 - index, str(abs(coefficient))
+        base = "" if not power else paren(value) if power == 1 else f"{paren(value)}^{power}"
+        term = size if not base else base if size == "1" else f"{size} * {base}"
         minus = coefficient < 0
         text += (" - " if minus else " + ") + term if text else ("-" if minus else "") + term
     return text or "0"

@@ -58,12 +58,16 @@ def fraction_quotient(rng: random.Random) -> Problem:
     a, b = _fraction(rng, 20), _fraction(rng, 20)
     top, bottom = a.numerator * b.denominator, a.denominator * b.numerator
     steps = (
-        rng.choice(("Multiply by the reciprocal.", "Dividing by a fraction is multiplying by its reciprocal.")),
+        rng.choice(
+            ("Multiply by the reciprocal.", "Dividing by a fraction is multiplying by its reciprocal.")
+        ),
         f"({a}) / ({b}) = {a} * {b.denominator}/{b.numerator}",
         f"{a.numerator} * {b.denominator} = {top} and {a.denominator} * {b.numerator} = {bottom}",
         f"The quotient is {top}/{bottom}{_reduced(top, bottom)}.",
     )
-    ask = rng.choice((f"Divide {a} by {b}.", f"Compute ({a}) / ({b}).", f"How many times does {b} fit into {a}?"))
+    ask = rng.choice(
+        (f"Divide {a} by {b}.", f"Compute ({a}) / ({b}).", f"How many times does {b} fit into {a}?")
+    )
     return Problem(ask, steps, str(a / b))
 
 
@@ -103,10 +107,15 @@ def mixed_number(rng: random.Random) -> Problem:
     over = whole * bottom + top
     mixed = f"{whole} and {part}"
     if rng.random() < 0.5:
-        steps = (f"{over} = {whole} * {bottom} + {top}", f"So {over}/{bottom} is {whole} wholes and {part}.")
+        steps: tuple[str, ...] = (
+            f"{over} = {whole} * {bottom} + {top}",
+            f"So {over}/{bottom} is {whole} wholes and {part}.",
+        )
         if whole == 1:
             steps = (steps[0], f"So {over}/{bottom} is one whole and {part}, that is {mixed}.")
-        ask = rng.choice((f"Write {over}/{bottom} as a mixed number.", f"Turn {over}/{bottom} into a mixed number."))
+        ask = rng.choice(
+            (f"Write {over}/{bottom} as a mixed number.", f"Turn {over}/{bottom} into a mixed number.")
+        )
         return Problem(ask, steps, mixed)
     steps = (f"{whole} * {bottom} + {top} = {over}", f"So {mixed} is {over}/{bottom}.")
     ask = rng.choice((f"Write {mixed} as an improper fraction.", f"Which single fraction equals {mixed}?"))
@@ -138,7 +147,7 @@ def percent_of(rng: random.Random) -> Problem:
     value = Fraction(percent * base, 100)
     one = Fraction(base, 100)
     if rng.random() < 0.5:
-        steps = (
+        steps: tuple[str, ...] = (
             f"1% of {base} is {decimal(one)}.",
             f"{percent} * {decimal(one)} = {decimal(value)}",
         )
@@ -180,11 +189,15 @@ def discount(rng: random.Random) -> Problem:
     thing = rng.choice(("coat", "lamp", "chair", "bicycle", "tent", "camera", "table", "watch"))
     off = price * percent // 100
     if rng.random() < 0.5:
-        steps = (f"The discount is {price} * {percent} / 100 = {off} dollars.", f"{price} - {off} = {price - off}")
+        steps: tuple[str, ...] = (
+            f"The discount is {price} * {percent} / 100 = {off} dollars.",
+            f"{price} - {off} = {price - off}",
+        )
         ask = rng.choice(
             (
                 f"A {thing} costs {price} dollars. What does it cost after a discount of {percent}%?",
-                f"The price of a {thing} is {price} dollars and is reduced by {percent}%. Find the new price.",
+                f"The price of a {thing} is {price} dollars and is reduced by {percent}%. Find the new "
+                "price.",
             )
         )
         return Problem(ask, steps, f"{price - off} dollars")
@@ -215,7 +228,9 @@ def share_in_ratio(rng: random.Random) -> Problem:
             f"Divide {count(amount, thing)} among {listing(people)} in the ratio {ratio}.",
         )
     )
-    return Problem(ask, tuple(steps), listing([f"{who} {part * share}" for who, part in zip(people, parts, strict=True)]))
+    return Problem(
+        ask, tuple(steps), listing([f"{who} {part * share}" for who, part in zip(people, parts, strict=True)])
+    )
 
 
 def proportion(rng: random.Random) -> Problem:
@@ -231,10 +246,12 @@ def proportion(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"{who} can {verb} {few * unit} {plural(noun)} in {few} hours. How many can {who} {verb} in {many} hours?",
+            f"{who} can {verb} {few * unit} {plural(noun)} in {few} hours. How many can {who} {verb} in "
+            f"{many} hours?",
             f"A team needs {few} hours to {verb} {few * unit} {plural(noun)}. At the same pace, how many "
             f"{plural(noun)} does it {verb} in {many} hours?",
-            f"At a steady pace, {who} and {other} {verb} {few * unit} {plural(noun)} in {few} hours. How many do they "
+            f"At a steady pace, {who} and {other} {verb} {few * unit} {plural(noun)} in {few} hours. How "
+            "many do they "
             f"{verb} in {many} hours?",
         )
     )

@@ -1,6 +1,7 @@
 """Arithmetic, geometric and recursive sequences, and their sums."""
 
 import random
+from itertools import pairwise
 
 from shard.data.problems.phrasing import nonzero, paren, signed
 from shard.data.problems.problem import Family, Problem
@@ -42,7 +43,9 @@ def arithmetic_sum(rng: random.Random) -> Problem:
     value = n * (first + last) // 2
     steps = (
         f"The last term is {first} + {n - 1} * {step} = {last}.",
-        rng.choice(("The sum is the number of terms times the mean of the ends.", "Pair the first with the last.")),
+        rng.choice(
+            ("The sum is the number of terms times the mean of the ends.", "Pair the first with the last.")
+        ),
         f"{n} * ({first} + {last}) / 2 = {n} * {first + last} / 2 = {value}",
     )
     shown = _start([first + i * step for i in range(3)])
@@ -87,7 +90,8 @@ def geometric_term(rng: random.Random) -> Problem:
     ask = rng.choice(
         (
             f"Find the {_ordinal(n)} term of the geometric sequence {shown}, ...",
-            f"Each term of {shown}, ... is a fixed multiple of the one before. What is the {_ordinal(n)} term?",
+            f"Each term of {shown}, ... is a fixed multiple of the one before. What is the {_ordinal(n)} "
+            "term?",
         )
     )
     return Problem(ask, steps, str(first * power))
@@ -118,7 +122,7 @@ def second_differences(rng: random.Random) -> Problem:
     """The next term of a quadratic sequence from its second differences."""
     a, b, c = rng.randint(1, 5), rng.randint(-8, 12), rng.randint(-15, 30)
     terms = [a * i * i + b * i + c for i in range(1, 7)]
-    first = [y - x for x, y in zip(terms, terms[1:], strict=False)]
+    first = [y - x for x, y in pairwise(terms)]
     steps = (
         f"The differences are {_start(first[:4])}.",
         f"Their differences are all {first[1]} - {paren(first[0])} = {2 * a}.",
@@ -141,11 +145,16 @@ def recurrence(rng: random.Random) -> Problem:
     for index in range(2, n + 1):
         lines.append(f"Term {index}: {a} * {paren(value)} {signed(b)} = {a * value + b}.")
         value = a * value + b
-    rule = f"multiplied by {a} and then {b} is added" if b > 0 else f"multiplied by {a} and then {-b} is subtracted"
+    rule = (
+        f"multiplied by {a} and then {b} is added"
+        if b > 0
+        else f"multiplied by {a} and then {-b} is subtracted"
+    )
     ask = rng.choice(
         (
             f"A sequence starts with {first}. To get the next term, a term is {rule}. Find term {n}.",
-            f"Starting from {first}, each number is {rule} to give the next. What is the {_ordinal(n)} number?",
+            f"Starting from {first}, each number is {rule} to give the next. What is the {_ordinal(n)} "
+            "number?",
         )
     )
     return Problem(ask, tuple(lines), str(value))
@@ -162,7 +171,8 @@ def two_term_recurrence(rng: random.Random) -> Problem:
         (
             f"A sequence starts {a}, {b}, and each later term is the sum of the two before it. Find the "
             f"{_ordinal(n)} term.",
-            f"The first two numbers are {a} and {b}; every further one adds the previous two. What is number {n}?",
+            f"The first two numbers are {a} and {b}; every further one adds the previous two. What is "
+            f"number {n}?",
         )
     )
     return Problem(ask, tuple(lines), str(y))

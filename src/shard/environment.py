@@ -1,0 +1,183 @@
+"""The machine: device, threads, precision, compiler, versions, and the switches that make torch repeat itself."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# A bf16 product must be clearly faster than a fp32 one before its lower precision is worth it.
+BF16_GAIN = 1.3
+
+
+def set_process_defaults() -> None:
+    """Environment variables that torch reads when it is imported: call it before.
+
+    MKL_DYNAMIC=FALSE keeps the number of threads of a product from changing under load, and with it the order of
+    its sums. CUBLAS_WORKSPACE_CONFIG does the same on CUDA.
+    """
+    os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def make_deterministic(seed: int) -> None:
+    """Let torch use only kernels that repeat bit for bit, and seed its generators."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory costs time and only matters to code that reads what it never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(seed)
+
+
+def choose_device() -> "torch.device":
+    """CUDA where there is one, then MPS, then the CPU. SHARD_DEVICE overrides."""
+    import torch
+
+    if name := os.environ.get("SHARD_DEVICE"):
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(device: "torch.device") -> tuple[str, str]:
+    """("bf16" or "fp32", the reason) for `precision = "auto"` on this device."""
+    import torch
+
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes bf16 natively"
+        return "fp32", "the GPU has no native bf16"
+    if device.type == "mps":
+        return "fp32", "bf16 was not tried on MPS"
+    gain = _cpu_bf16_gain()
+    verb = "as fast as" if gain >= 1 else "the speed of"
+    reason = f"bf16 products run {gain:.1f} times {verb} fp32 ones on this CPU"
+    return ("bf16" if gain >= BF16_GAIN else "fp32"), reason
+
+
+def _cpu_bf16_gain() -> float:
+    """How many times as fast a bf16 matrix product is on this CPU, by the best of several short trials each."""
+    import torch
+
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
+        trials = []
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            trials.append(time.perf_counter() - start)
+        seconds[dtype] = min(trials)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def choose_compile(device: "torch.device") -> tuple[bool, str]:
+    """(whether torch.compile works here, the reason), found out by compiling a small function.
+
+    Trying is the only sure test: a missing compiler shows itself at the first call, not at torch.compile().
+    """
+    import torch
+
+    if device.type == "mps":
+        return False, "torch.compile was not tried on MPS"
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
+        return False, "no C++ compiler was found (apt install g++, or xcode-select --install)"
+    try:
+        x = torch.ones(8, device=device)
+        compiled = torch.compile(lambda x: (x * 2 + 1).cos())
+        if not torch.allclose(compiled(x), (x * 2 + 1).cos(), atol=1e-4):
+            return False, "torch.compile gave a wrong result for a small function"
+    except Exception as error:  # any failure of the compiler's tool chain means: do without it
+        return False, f"torch.compile fails here ({str(error).strip().splitlines()[0][:100]})"
+    return True, "torch.compile works here"
+
+
+def memory_bytes(device: "torch.device") -> int:
+    """Memory in use by this process: allocated on the GPU, or resident on the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def total_memory() -> int:
+    """Main memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_name(device: "torch.device") -> str:
+    """What the device calls itself, for the card."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.processor()})"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"CPU: {name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    names = ("torch", "numpy", "tokenizers", "tokie", "safetensors", "pyarrow", "pydantic")
+    return {
+        "shard": importlib.metadata.version("shard-lm"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def code_revision() -> str | None:
+    """The git revision of the checkout that Shard runs from, with a + where it was changed; None if installed."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if not (folder.parent.parent / ".git").exists():
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def environment(device: "torch.device") -> dict[str, Any]:
+    """What the manifest and the card say about where a run ran."""
+    import torch
+
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": total_memory(),
+        "versions": versions(),
+        "code_revision": code_revision(),
+    }

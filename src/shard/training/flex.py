@@ -1,0 +1,47 @@
+"""FlexAttention for local layers on CUDA: skips masked blocks inside one kernel, where a probe shows that it works.
+
+On some GPUs its backward pass needs more shared memory than there is, so it is tried, forward and backward, against
+the block-local attention of model.py before it is used.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from shard.model import local_attention
+
+
+@lru_cache(maxsize=8)
+def sliding_window_mask(num_tokens: int, window: int, device: torch.device) -> BlockMask:
+    """The blocks that causal attention over the last `window` tokens touches."""
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (query - key < window)
+
+    return create_block_mask(visible, None, None, num_tokens, num_tokens, device=str(device))
+
+
+def flex_local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
+    """The same function as model.local_attention."""
+    mask = sliding_window_mask(q_BHTK.size(2), window, q_BHTK.device)
+    result = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=mask)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def flex_attention_works(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Compile it, run it forward and backward, compare: (whether it can be used, the reason)."""
+    q, k, v = (torch.randn(1, 2, 512, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    try:
+        got = torch.compile(flex_local_attention)(q, k, v, 128)
+        got_grads = torch.autograd.grad(got.float().square().sum(), (q, k, v))
+        expected = local_attention(q, k, v, 128)
+        expected_grads = torch.autograd.grad(expected.float().square().sum(), (q, k, v))
+        pairs = zip((got, *got_grads), (expected, *expected_grads), strict=True)
+        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    except Exception as error:  # a kernel that does not fit this GPU can fail in many ways
+        return False, f"FlexAttention fails on this GPU ({str(error).strip().splitlines()[0][:100]})"
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-3
+    return worst <= tolerance, f"FlexAttention differs from block-local attention by {worst:.1e} of the largest value"

@@ -1,0 +1,56 @@
+"""metrics.jsonl (one object a step: the truth) and events.jsonl (what happened, when): append-only, one JSON a line."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Both files of one stage. Lines are written at once, so that a killed run has all but its last line."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = folder / "metrics.jsonl"
+        self.events_path = folder / "events.jsonl"
+
+    def resume(self, step: int) -> None:
+        """Cut the metrics of steps after `step` (they will be written again), and any half-written line."""
+        if self.metrics_path.exists():
+            lines = [line for line in read_jsonl(self.metrics_path) if line["step"] <= step]
+            temporary = self.metrics_path.with_suffix(".tmp")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.metrics_path)
+
+    def metric(self, **values: Any) -> None:
+        """Append one step to metrics.jsonl."""
+        self._append(self.metrics_path, values)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append to events.jsonl what happened, with the time in UTC."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._append(self.events_path, {"time": now, "event": kind, **values})
+
+    @staticmethod
+    def _append(path: Path, values: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line that was cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    values = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(value, dict):
+            values.append(value)
+    return values

@@ -1,0 +1,53 @@
+"""The sentinel: does any Muon matrix, or its momentum, lose rank?
+
+Newton-Schulz brings the singular values of the momentum to about one, but one that is too small beside the others is
+out of its reach (muon.RESTORABLE): that direction is no longer trained. The sentinel takes all singular values every
+so many steps, and flags what falls below.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from shard.muon import RESTORABLE
+from shard.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of one matrix. `ratio` is smallest / largest; stable rank is ||W||_F^2 / ||W||_2^2."""
+
+    name: str
+    what: str
+    smallest: float
+    largest: float
+    stable_rank: float
+    rank_loss: bool
+
+    @property
+    def ratio(self) -> float:
+        """The smallest singular value relative to the largest; 0 for a zero matrix."""
+        return self.smallest / self.largest if self.largest > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For events.jsonl."""
+        return asdict(self) | {"ratio": self.ratio}
+
+
+@torch.no_grad()
+def inspect_spectra(optimizer: Optimizer) -> list[Spectrum]:
+    """The spectrum of each Muon weight and of its momentum, in fp32 on the CPU. A zero matrix (a weight before its
+    first step) has no rank to lose and is not flagged.
+    """
+    threshold = RESTORABLE[optimizer.settings.muon_method]
+    spectra = []
+    for name in optimizer.names["matrix"]:
+        p = optimizer.parameters[name]
+        for what, matrix in (("weight", p), ("momentum", optimizer.muon.state[p]["momentum"])):
+            values = torch.linalg.svdvals(matrix.detach().float().cpu())
+            smallest, largest = float(values[-1]), float(values[0])
+            stable_rank = float(values.square().sum() / values[0].square()) if largest > 0 else 0.0
+            lost = largest > 0 and smallest / largest < threshold
+            spectra.append(Spectrum(name, what, smallest, largest, stable_rank, lost))
+    return spectra
