@@ -82,13 +82,14 @@ def local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int)
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
     # Padding at the end is never seen: it lies after every real query.
     q, k, v = (F.pad(x, (0, 0, 0, -num_tokens % window)) for x in (q_BHTK, k_BHTK, v_BHTK))
-    first = F.scaled_dot_product_attention(*(x[:, :, :window] for x in (q, k, v)), is_causal=True)
+    head_q, head_k, head_v = (x[:, :, :window] for x in (q, k, v))
+    first = F.scaled_dot_product_attention(head_q, head_k, head_v, is_causal=True)
 
     q_BHNWK, k_BHNWK, v_BHNWK = (x.unflatten(2, (-1, window)) for x in (q, k, v))
-    pairs = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k_BHNWK, v_BHNWK))
+    pair_k, pair_v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], dim=3).flatten(1, 2) for x in (k_BHNWK, v_BHNWK))
     age = torch.arange(window, 2 * window, device=q.device)[:, None] - torch.arange(2 * window, device=q.device)
     mask_W2W = (age >= 0) & (age < window)
-    rest = F.scaled_dot_product_attention(q_BHNWK[:, :, 1:].flatten(1, 2), *pairs, attn_mask=mask_W2W)
+    rest = F.scaled_dot_product_attention(q_BHNWK[:, :, 1:].flatten(1, 2), pair_k, pair_v, attn_mask=mask_W2W)
     rest_BHTK = rest.unflatten(1, (q.size(1), -1)).flatten(2, 3)
     return torch.cat([first, rest_BHTK], dim=2)[:, :, :num_tokens]
 

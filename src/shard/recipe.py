@@ -81,11 +81,8 @@ class Recipe(Table):
                 f"{table}.tokens_per_step: {stage.tokens_per_step} is not a multiple of "
                 f"{table}.sequence_length = {stage.sequence_length}"
             )
-        if stage.warmup_steps + stage.decay_steps > stage.steps:
-            raise ValueError(
-                f"{table}: warmup_steps + decay_steps = {stage.warmup_steps + stage.decay_steps} is more than "
-                f"steps = {stage.steps}"
-            )
+        if stage.decay_steps > stage.steps:
+            raise ValueError(f"{table}.decay_steps: {stage.decay_steps} is more than steps = {stage.steps}")
 
     @classmethod
     def load(cls, name_or_path: str, overrides: list[str] | None = None, data: Path | None = None) -> Self:

@@ -31,7 +31,9 @@ class Run:
         path = folder / "recipe.toml"
         if not path.is_file():
             if recipe is None:
-                raise ShardError(f"{folder} is not a run folder (it has no recipe.toml): start one with `shard run RECIPE`")
+                raise ShardError(
+                    f"{folder} is not a run folder (it has no recipe.toml): start one with `shard run RECIPE`"
+                )
             if folder.exists() and any(folder.iterdir()):
                 raise ShardError(f"{folder} is neither empty nor a run folder: choose another --out")
             write_text(path, recipe.to_toml())

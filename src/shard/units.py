@@ -26,7 +26,9 @@ def parse_size(value: object) -> object:
         return value
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
     if not match or match[2].lower() not in _BYTES:
-        raise ValueError(f"{value!r} is not a size: write a number of bytes, or one with a unit, as in '512KiB' or '2MB'")
+        raise ValueError(
+            f"{value!r} is not a size: write a number of bytes, or one with a unit, as in '512KiB' or '2MB'"
+        )
     return round(float(match[1]) * _BYTES[match[2].lower()])
 
 

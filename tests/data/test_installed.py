@@ -20,10 +20,7 @@ from shard.data.installed import (
 )
 from shard.errors import ShardError
 
-PROSE = (
-    "A text which is long enough for its module to be kept as a document of its own, at two hundred bytes. "
-    * 2
-)
+PROSE = "A text which is long enough for its module to be kept as a document of its own, at two hundred bytes. " * 2
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -35,10 +32,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 def filler(name: str) -> str:
     """Return code that is long enough to be kept."""
-    return (
-        "".join(f"{name}_{word} = compute({word!r}) + other\n" for word in ("one", "two", "three", "four"))
-        * 2
-    )
+    return "".join(f"{name}_{word} = compute({word!r}) + other\n" for word in ("one", "two", "three", "four")) * 2
 
 
 @pytest.fixture
@@ -161,9 +155,7 @@ def test_cutting_docstrings_leaves_the_same_program(source: str) -> None:
     assert_only_docstrings_cut(source)
 
 
-@pytest.mark.parametrize(
-    "module", ["argparse", "asyncio.events", "contextlib", "heapq", "json.decoder", "queue"]
-)
+@pytest.mark.parametrize("module", ["argparse", "asyncio.events", "contextlib", "heapq", "json.decoder", "queue"])
 def test_cutting_docstrings_of_the_standard_library_leaves_the_same_program(module: str) -> None:
     source = dict(find_modules(STANDARD_LIBRARY))[module].read_text(encoding="utf-8")
     assert_only_docstrings_cut(source)
@@ -183,9 +175,7 @@ def test_documentation_is_headed_by_calls_as_a_user_writes_them(documentation: d
     assert headings == ["class Circle(Shape)", "Circle.area(scale: float=1.0) -> float", "Circle.unit(name)"]
 
 
-def test_documentation_and_code_have_the_same_groups(
-    code: dict[str, str], documentation: dict[str, str]
-) -> None:
+def test_documentation_and_code_have_the_same_groups(code: dict[str, str], documentation: dict[str, str]) -> None:
     assert {"shard_fake", "shard_fake.shape", "shard_fake.declared"} == set(code)
     assert set(documentation) - set(code) == {"shard_fake.attached", "shard_fake.stretched"}
 
@@ -215,9 +205,7 @@ def test_encodings_are_honoured_and_what_does_not_decode_is_skipped(documentatio
 
 @pytest.mark.parametrize("name", ["shard_no_such_package", "no.such.package", "sys"])
 def test_a_package_that_is_not_installed_is_an_error_of_one_line(name: str) -> None:
-    with pytest.raises(
-        ShardError, match=r"^package '.*' of source kind 'installed' is not installed: pip .*$"
-    ):
+    with pytest.raises(ShardError, match=r"^package '.*' of source kind 'installed' is not installed: pip .*$"):
         next(read_installed([name], "code"))
     with pytest.raises(ShardError):
         package_versions([name])
@@ -257,9 +245,7 @@ def test_topics_are_documents_and_never_code(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_licence_blocks_are_cut_from_the_head_only() -> None:
-    code = (
-        "# Licensed to you.\n# Some terms.\n\n# mypy: ignore-errors\n# About this file.\nx = 1\n# copyright\n"
-    )
+    code = "# Licensed to you.\n# Some terms.\n\n# mypy: ignore-errors\n# About this file.\nx = 1\n# copyright\n"
     assert _cut_licence(code) == "# About this file.\n\nx = 1\n# copyright\n"
 
 

@@ -126,9 +126,7 @@ def test_the_only_file_of_a_corpus_is_always_cut(
 
 def test_the_limits_are_those_of_the_docstring() -> None:
     assert (text_files.WHOLE_FILE_BYTES, text_files.PIECE_BYTES) == (1024**2, 64 * 1024)
-    assert (
-        text_files.WHOLE_FILE_BYTES // text_files.LONE_NUM_PIECES == text_files.LONE_PIECE_BYTES == 8 * 1024
-    )
+    assert text_files.WHOLE_FILE_BYTES // text_files.LONE_NUM_PIECES == text_files.LONE_PIECE_BYTES == 8 * 1024
 
 
 @pytest.mark.parametrize(
@@ -218,9 +216,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch
 # .parquet
 
 
-def test_parquet_is_a_document_a_row_and_null_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_is_a_document_a_row_and_null_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "BATCH_ROWS", 2)
     write_parquet(tmp_path / "a.parquet", id=list(range(5)), text=["a", None, "é\r\n", "", "e"])
     groups = ["a.parquet#1", "a.parquet#3", "a.parquet#4", "a.parquet#5"]

@@ -136,7 +136,9 @@ def _read_and_deduplicate(
                 sizes[document.group] += num_bytes
                 file.write(json.dumps({"text": text, "group": document.group}, ensure_ascii=False) + "\n")
     if not sizes:
-        raise ShardError(f"sources.{name}: no text was found ({ledger.documents_read} documents read): check the source")
+        raise ShardError(
+            f"sources.{name}: no text was found ({ledger.documents_read} documents read): check the source"
+        )
     return sizes
 
 
@@ -162,9 +164,7 @@ def _split(name: str, ledger: Ledger, threshold: float, seed: int, folder: Path)
     ):
         for line in lines:
             document = json.loads(line)
-            side, file = (
-                ("heldout", heldout) if position(seed, document["group"]) < threshold else ("train", train)
-            )
+            side, file = ("heldout", heldout) if position(seed, document["group"]) < threshold else ("train", train)
             file.write(line)
             ledger.documents[side] += 1
             ledger.bytes[side] += len(document["text"].encode())

@@ -30,9 +30,7 @@ from shard.data.document import Document
 from shard.errors import ShardError
 
 STANDARD_LIBRARY = "stdlib"  # the name that stands for the standard library in `packages`
-TOPICS = (
-    "pydoc_data.topics"  # the language reference as one dict of texts: documentation in a module's clothes
-)
+TOPICS = "pydoc_data.topics"  # the language reference as one dict of texts: documentation in a module's clothes
 MIN_BYTES = 200  # a shorter document says little beyond its own title
 
 # Folders and files that are not the package itself: its tests, other people's packages, generated parsers.
@@ -47,9 +45,7 @@ _LEFT_OUT = {  # by the last two names of the module path
 # Beyond any of these a module is a table, not code. Set by looking at the six packages above.
 MAX_LINE_BYTES = 400
 MAX_DIGIT_SHARE = 0.15
-MAX_SAME_SHAPE_SHARE = (
-    0.4  # of the lines, those of the most frequent shape, in a module of MIN_SHAPED_LINES or more
-)
+MAX_SAME_SHAPE_SHARE = 0.4  # of the lines, those of the most frequent shape, in a module of MIN_SHAPED_LINES or more
 MIN_SHAPED_LINES = 40
 MIN_COMPRESSED_SHARE = 0.12
 _GENERATED = re.compile(
@@ -117,9 +113,7 @@ def find_modules(package: str) -> list[tuple[str, Path]]:
     except ValueError:  # a module made by hand, such as __main__
         spec = None
     if spec is not None and spec.submodule_search_locations is not None:
-        return sorted(
-            pair for root in spec.submodule_search_locations for pair in _walk(Path(root), (package,))
-        )
+        return sorted(pair for root in spec.submodule_search_locations for pair in _walk(Path(root), (package,)))
     if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
         return [(package, Path(spec.origin))]
     raise ShardError(
@@ -135,9 +129,7 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
         find_modules(package)  # raises for what is not there
         try:
             versions[package] = (
-                platform.python_version()
-                if package == STANDARD_LIBRARY
-                else importlib.metadata.version(package)
+                platform.python_version() if package == STANDARD_LIBRARY else importlib.metadata.version(package)
             )
         except importlib.metadata.PackageNotFoundError:  # the distribution has another name, or there is none
             names = importlib.metadata.packages_distributions().get(package, [])
@@ -367,9 +359,7 @@ def _string(node: ast.expr | None, fields: dict[str, str]) -> str | None:
 def _format_fields(tree: ast.Module) -> dict[str, str]:
     """Collect what torch fills its templates with: dict entries, the paragraphs of parse_kwargs("...")."""
     fields: dict[str, str] = {}
-    assigned = (
-        node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
-    )
+    assigned = (node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value)
     for node in (part for value in assigned for part in ast.walk(value)):
         match node:
             case ast.Call(func=ast.Name(id="parse_kwargs"), args=[argument]):

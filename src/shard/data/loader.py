@@ -26,9 +26,7 @@ class BatchLoader:
         self.num_rows = tokens_per_step // sequence_length
         self.streams = {name: TokenStream.open(folder / name) for name, weight in mix.items() if weight > 0}
         # A sequence needs one token more than it has inputs: the target of the last.
-        num_sequences = {
-            name: (stream.num_tokens - 1) // sequence_length for name, stream in self.streams.items()
-        }
+        num_sequences = {name: (stream.num_tokens - 1) // sequence_length for name, stream in self.streams.items()}
         total = sum(num_sequences.values())
         if total < self.num_rows:
             num_tokens = sum(stream.num_tokens for stream in self.streams.values())
@@ -52,10 +50,7 @@ class BatchLoader:
         places = np.arange(first, first + self.num_rows, dtype=np.uint64)
         length = self.sequence_length
         return np.stack(
-            [
-                self.streams[name].read(i * length, (i + 1) * length + 1)
-                for name, i in self.mixture.locate(places)
-            ]
+            [self.streams[name].read(i * length, (i + 1) * length + 1) for name, i in self.mixture.locate(places)]
         )
 
     def fetch(self, index: int) -> NDArray[np.int64]:

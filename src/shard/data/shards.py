@@ -35,7 +35,7 @@ class BulkEncoder:
 
     def __init__(self, tokenizer_path: Path) -> None:
         self._reference = load_tokenizer(tokenizer_path)
-        self._fast = tokie.Tokenizer.from_json(str(tokenizer_path))
+        self._fast: Any = tokie.Tokenizer.from_json(str(tokenizer_path))  # its type stub lags behind its methods
         self._path = tokenizer_path
 
     def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:

@@ -132,9 +132,7 @@ def _read_jsonl(file: Path, name: str, text_column: str) -> Iterator[Document]:
         for number, line in enumerate(lines, 1):
             place = f"{file}, line {number}"
             if len(line) == LINE_CHARACTERS:
-                raise ShardError(
-                    f"{place}: longer than {LINE_CHARACTERS} characters: write one document a line"
-                )
+                raise ShardError(f"{place}: longer than {LINE_CHARACTERS} characters: write one document a line")
             if line.strip():
                 yield Document(_parse_line(line, place, text_column), f"{name}#{number}")
 

@@ -23,7 +23,7 @@ def sample_shares(weights: Mapping[str, float], sizes: Mapping[str, int], sample
     """The share of each source's text that goes into the sample: by weight, and what a small source cannot give is
     given by the others.
     """
-    wanted = {name: 0.0 for name in weights}
+    wanted = dict.fromkeys(weights, 0.0)
     open_names = {name for name, weight in weights.items() if weight > 0 and sizes[name] > 0}
     left = float(sample_bytes)
     while open_names and left > 1:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
 
 from shard.model import ShardLM
 from shard.training.loss import chunked_loss
@@ -46,14 +47,15 @@ class Heldout:
     num_bytes: int
 
 
-def encode_heldout(texts: Iterable[str], tokenizer_encode: object, separator_id: int, max_bytes: int | None) -> Heldout:
+def encode_heldout(texts: Iterable[str], tokenizer: Tokenizer, separator_id: int, max_bytes: int | None) -> Heldout:
     """Tokenise documents until `max_bytes` of text are reached (None: all of them)."""
-    documents, num_bytes = [], 0
+    documents: list[tuple[int, ...]] = []
+    num_bytes = 0
     for text in texts:
         size = len(text.encode())
         if max_bytes is not None and num_bytes + size > max_bytes and documents:
             continue  # a smaller one may still fit
-        ids = tokenizer_encode(text)  # type: ignore[operator]
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
         if ids:
             documents.append((separator_id, *ids))
             num_bytes += size

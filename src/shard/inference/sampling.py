@@ -13,7 +13,9 @@ def choose_token(logits_V: Tensor, temperature: float, top_p: float, generator: 
     """One token: the likeliest at temperature 0, else drawn from the smallest set with probability top_p or more."""
     if temperature == 0:
         return int(logits_V.argmax())
-    probabilities_V, order_V = torch.softmax(logits_V.float().cpu() / temperature, dim=-1).sort(descending=True, stable=True)
+    probabilities_V, order_V = torch.softmax(logits_V.float().cpu() / temperature, dim=-1).sort(
+        descending=True, stable=True
+    )
     # A token stays while those before it hold less than top_p: the first always does.
     before_V = probabilities_V.cumsum(dim=-1) - probabilities_V
     probabilities_V = probabilities_V * (before_V < top_p)

@@ -87,7 +87,5 @@ def chunked_loss(
     `hidden_ND` is in the compute dtype; `table_VD` is the master table, cast once. `scale` is applied before the
     gradients are rounded to the compute dtype: give 1 / tokens of the whole step. Differentiable once, in `total`.
     """
-    total, nll_sum, z_sum = _ChunkedLoss.apply(hidden_ND, table_VD, targets_N, cap, z_loss, scale)
+    total, nll_sum, z_sum = _ChunkedLoss.apply(hidden_ND, table_VD, targets_N, cap, z_loss, scale)  # type: ignore[no-untyped-call]
     return Loss(total, nll_sum.detach(), z_sum.detach())
-
-

@@ -1,8 +1,8 @@
 """Which optimizer moves which parameter: decided by the parameter's role in the model, never by its shape.
 
-    matrix      hidden 2-D weights       Muon, orthogonalised in stacks of equal shape
-    embedding   the (tied) token table   AdamW without decay
-    norm        gains                    AdamW without decay
+matrix      hidden 2-D weights       Muon, orthogonalised in stacks of equal shape
+embedding   the (tied) token table   AdamW without decay
+norm        gains                    AdamW without decay
 """
 
 from collections.abc import Mapping

@@ -89,7 +89,7 @@ class Trainer:
             from shard.training.flex import flex_local_attention
 
             for block in self.model.blocks:
-                block.attention.local_attention = flex_local_attention  # type: ignore[union-attr,assignment]
+                block.attention.local_attention = flex_local_attention  # type: ignore[union-attr]
         self.optimizer = Optimizer(self.model, stage.settings, DTYPES[stage.decisions.newton_schulz])
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.branched_from: dict[str, Any] | None = None
@@ -242,7 +242,9 @@ class Trainer:
         )
         if "bits_per_byte" in record:
             scores = "  ".join(f"{name} {value:.3f}" for name, value in record["bits_per_byte"].items())
-            self.reporter.line(f"{self.stage.name} {self.step}/{last}  loss {record['loss']:.4f}  bits per byte: {scores}")
+            self.reporter.line(
+                f"{self.stage.name} {self.step}/{last}  loss {record['loss']:.4f}  bits per byte: {scores}"
+            )
         else:
             self.reporter.progress(text)
 

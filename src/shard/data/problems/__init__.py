@@ -1,8 +1,8 @@
 """The source kind `generated`: worked mathematics problems, correct by construction.
 
 A family is a plain function of a `random.Random` that returns one `Problem`: it draws the solution first,
-words the question around it, and shows every line of the working. All arithmetic is on integers and fractions,
-so no line is ever rounded. Problem i of a seed depends on (seed, i) alone, which makes the source free to
+words the question around it, and shows every line of the working. All arithmetic is on integers and fractions:
+no line is ever rounded. Problem i of a seed depends on (seed, i) alone, which makes the source free to
 repeat, and the same on every machine.
 """
 

@@ -39,9 +39,7 @@ def linear_equation(rng: random.Random) -> Problem:
     steps.append(f"Divide by {a}: {c - b} / {paren(a)} = {x}, so {v} = {x}.")
     if rng.random() < 0.5:
         steps.append(f"Check: {a} * {paren(x)} {signed(b)} = {c}.")
-    ask = rng.choice(
-        (f"Solve {left} = {c} for {v}.", f"Find {v} if {left} = {c}.", f"Solve for {v}: {left} = {c}.")
-    )
+    ask = rng.choice((f"Solve {left} = {c} for {v}.", f"Find {v} if {left} = {c}.", f"Solve for {v}: {left} = {c}."))
     return Problem(ask, tuple(steps), f"{v} = {x}")
 
 
@@ -82,8 +80,7 @@ def linear_system(rng: random.Random) -> Problem:
         f"Coefficient of x: {a} * {paren(d)} - {paren(c)} * {paren(b)} = {determinant}.",
         f"Right side: {e} * {paren(d)} - {paren(f)} * {paren(b)} = {right}.",
         f"x = {right} / {paren(determinant)} = {x}",
-        f"Put x = {x} into the first equation: {a} * {paren(x)} = {a * x} and {e} - {paren(a * x)} = "
-        f"{b * y}.",
+        f"Put x = {x} into the first equation: {a} * {paren(x)} = {a * x} and {e} - {paren(a * x)} = {b * y}.",
         f"y = {b * y} / {paren(b)} = {y}",
     )
     ask = rng.choice(
@@ -139,8 +136,7 @@ def completing_the_square(rng: random.Random) -> Problem:
     steps = [
         f"Half of {2 * h} is {h}, and {paren(h)}^2 = {h * h}.",
         f"So {polynomial([1, 2 * h, 0], v)} = ({v} {signed(h)})^2 - {h * h}.",
-        f"The equation becomes ({v} {signed(h)})^2 = {h * h} - {paren(c)}, and {h * h} - {paren(c)} = "
-        f"{k * k}.",
+        f"The equation becomes ({v} {signed(h)})^2 = {h * h} - {paren(c)}, and {h * h} - {paren(c)} = {k * k}.",
         f"Since {k}^2 = {k * k}, {v} {signed(h)} is {k} or {-k}.",
         f"{k} {signed(-h)} = {k - h} and {-k} {signed(-h)} = {-k - h}",
     ]
@@ -161,9 +157,7 @@ def quadratic_formula(rng: random.Random) -> Problem:
     low, high = Fraction(-middle - root, 2 * lead), Fraction(-middle + root, 2 * lead)
     steps = [
         f"The discriminant is {paren(middle)}^2 - 4 * {lead} * {paren(last)} = {inside}.",
-        f"{root}^2 = {inside}, so its square root is {root}."
-        if root
-        else "It is 0: there is one double root.",
+        f"{root}^2 = {inside}, so its square root is {root}." if root else "It is 0: there is one double root.",
         f"({-middle} + {root}) / (2 * {lead}) = {high}",
     ]
     if root:
@@ -224,9 +218,7 @@ def exponent_rules(rng: random.Random) -> Problem:
         )
         line = f"{m} * {k} = {m * k} and {m * k} + {n} = {m * k + n}"
     steps = (f"The base is the same, so {rule}.", line, f"The result is {base}^{value}.")
-    ask = rng.choice(
-        (f"Write {expression} as a single power.", f"Simplify {expression} to one power of {base}.")
-    )
+    ask = rng.choice((f"Write {expression} as a single power.", f"Simplify {expression} to one power of {base}."))
     return Problem(ask, steps, f"{base}^{value}")
 
 
@@ -246,9 +238,7 @@ def evaluate_polynomial(rng: random.Random) -> Problem:
         f"So {name}({x}) = {value}.",
     ]
     powers = " and ".join(f"{paren(x)}^{power} = {x**power}" for power in range(2, degree + 1))
-    ask = rng.choice(
-        (f"Let {name}(x) = {text}. Find {name}({x}).", f"What is {name}({x}) if {name}(x) = {text}?")
-    )
+    ask = rng.choice((f"Let {name}(x) = {text}. Find {name}({x}).", f"What is {name}({x}) if {name}(x) = {text}?"))
     return Problem(ask, (steps[0], powers, *steps[1:]), str(value))
 
 

@@ -6,12 +6,6 @@ from shard.data.problems.phrasing import paren, signed
 from shard.data.problems.problem import Family, Problem
 
 
-def _number(rng: random.Random, max_digits: int) -> int:
-    """A number of 1 to `max_digits` digits, every length equally likely."""
-    digits = rng.randint(1, max_digits)
-    return rng.randint(10 ** (digits - 1), 10**digits - 1)
-
-
 def _parts(number: int) -> list[int]:
     """The values of the digits that are not 0: 305 -> [300, 5]."""
     text = str(number)
@@ -28,9 +22,7 @@ def addition_question(rng: random.Random) -> Problem:
         steps.append(f"{value} + {part} = {value + part}")
         value += part
     reason = " and ".join(_sentences(steps))
-    ask = rng.choice(
-        (f"What is {a} + {b}?", f"What is the sum of {a} and {b}?", f"How much is {a} plus {b}?")
-    )
+    ask = rng.choice((f"What is {a} + {b}?", f"What is the sum of {a} and {b}?", f"How much is {a} plus {b}?"))
     intro = rng.choice(("Add one part at a time", f"Split {b} by place value", "Step by step"))
     return Problem(ask, (f"{intro}: {reason}.",), str(a + b), "question")
 
@@ -50,14 +42,10 @@ def addition_prose(rng: random.Random) -> Problem:
     else:
         b = rng.randint(11, 99)
         tens, ones = b - b % 10, b % 10
-        step = rng.choice(
-            (f"add the tens first: {a} + {tens} = {a + tens}.", f"start with {a} + {tens} = {a + tens}.")
-        )
+        step = rng.choice((f"add the tens first: {a} + {tens} = {a + tens}.", f"start with {a} + {tens} = {a + tens}."))
         if ones:
             step += f" Then add the ones: {a + tens} + {ones} = {a + b}."
-    end = rng.choice(
-        (f"So {a} plus {b} is {a + b}.", f"The result is {a + b}.", f"Therefore {a} + {b} = {a + b}.")
-    )
+    end = rng.choice((f"So {a} plus {b} is {a + b}.", f"The result is {a + b}.", f"Therefore {a} + {b} = {a + b}."))
     return Problem(f"{a} plus {b}", (step, end), str(a + b), "prose")
 
 
@@ -78,15 +66,13 @@ def subtraction_prose(rng: random.Random) -> Problem:
             f"subtract {b + up} instead and give {up} back: {a} - {b + up} = {a - b - up} and "
             f"{paren(a - b - up)} + {up} = {a - b}."
         )
-    end = rng.choice(
-        (f"So {a} minus {b} is {a - b}.", f"The difference is {a - b}.", f"Hence {a} - {b} = {a - b}.")
-    )
+    end = rng.choice((f"So {a} minus {b} is {a - b}.", f"The difference is {a - b}.", f"Hence {a} - {b} = {a - b}."))
     return Problem(f"{a} minus {b}", (step, end), str(a - b), "prose")
 
 
 def multiplication_prose(rng: random.Random) -> Problem:
     """A product in words, by splitting one factor or by doubling."""
-    a, b = rng.randint(11, 99), rng.randint(3, 12)
+    a, b = rng.choice((rng.randint(11, 99), rng.randint(101, 999))), rng.randint(3, 12)
     if b in (4, 8):
         step, value = "double again and again:", a
         for _ in range(b.bit_length() - 1):
@@ -95,11 +81,10 @@ def multiplication_prose(rng: random.Random) -> Problem:
         step = step[:-1] + "."
     else:
         tens, ones = a - a % 10, a % 10
-        step = f"split {a} into tens and ones: {tens} * {b} = {tens * b}"
+        step = f"split {a} into tens and ones: " if ones else "multiply directly: "
+        step += f"{tens} * {b} = {tens * b}"
         step += f", {ones} * {b} = {ones * b}, and {tens * b} + {ones * b} = {a * b}." if ones else "."
-    end = rng.choice(
-        (f"So {a} times {b} is {a * b}.", f"The product is {a * b}.", f"Thus {a} * {b} = {a * b}.")
-    )
+    end = rng.choice((f"So {a} times {b} is {a * b}.", f"The product is {a * b}.", f"Thus {a} * {b} = {a * b}."))
     return Problem(f"{a} times {b}", (step, end), str(a * b), "prose")
 
 
@@ -145,9 +130,7 @@ def column_addition(rng: random.Random) -> Problem:
     if carry:
         steps.append("The last carry becomes the leading 1.")
     steps.append(f"Reading the digits from the left, {a} + {b} = {a + b}.")
-    ask = rng.choice(
-        (f"Add {a} and {b} column by column.", f"Find {a} + {b}.", f"Work out the sum {a} + {b}.")
-    )
+    ask = rng.choice((f"Add {a} and {b} column by column.", f"Find {a} + {b}.", f"Work out the sum {a} + {b}."))
     return Problem(ask, tuple(steps), str(a + b))
 
 
@@ -182,9 +165,7 @@ def long_multiplication(rng: random.Random) -> Problem:
         steps.append(f"{value} + {a * part} = {value + a * part}")
         value += a * part
     steps.append(rng.choice((f"So {a} * {b} = {a * b}.", f"The product is {a * b}.")))
-    ask = rng.choice(
-        (f"Multiply {a} by {b}.", f"Compute {a} * {b} using partial products.", f"What is {a} * {b}?")
-    )
+    ask = rng.choice((f"Multiply {a} by {b}.", f"Compute {a} * {b} using partial products.", f"What is {a} * {b}?"))
     return Problem(ask, tuple(steps), str(a * b))
 
 
@@ -194,9 +175,7 @@ def near_round_product(rng: random.Random) -> Problem:
     shift = rng.choice((-3, -2, -1, 1, 2, 3))
     a, b = base + shift, rng.randint(6, 199)
     steps = (
-        rng.choice(
-            (f"Notice that {a} = {base} {signed(shift)}.", f"Since {a} = {base} {signed(shift)}, distribute.")
-        ),
+        rng.choice((f"Notice that {a} = {base} {signed(shift)}.", f"Since {a} = {base} {signed(shift)}, distribute.")),
         f"{a} * {b} = {base} * {b} {signed(shift).replace(' ', f' {b} * ')}",
         f"{base} * {b} = {base * b} and {b} * {abs(shift)} = {b * abs(shift)}",
         f"{base * b} {'+' if shift > 0 else '-'} {b * abs(shift)} = {a * b}",
@@ -215,9 +194,7 @@ def long_division(rng: random.Random) -> Problem:
         started = started or times > 0
         if started:
             left = rest - times * divisor
-            steps.append(
-                f"{divisor} goes into {rest} {_times(times)}: {rest} - {times} * {divisor} = {left}."
-            )
+            steps.append(f"{divisor} goes into {rest} {_times(times)}: {rest} - {times} * {divisor} = {left}.")
             rest = left
     quotient = number // divisor
     steps.append(f"Check: {divisor} * {quotient} + {rest} = {number}.")

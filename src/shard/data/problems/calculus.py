@@ -53,9 +53,7 @@ def derivative(rng: random.Random) -> Problem:
             f"What is the derivative of {text} with respect to x?",
         )
     )
-    rule = rng.choice(
-        ("Use the power rule on each term.", "Multiply by the exponent and lower it by 1, term by term.")
-    )
+    rule = rng.choice(("Use the power rule on each term.", "Multiply by the exponent and lower it by 1, term by term."))
     return Problem(ask, (rule, *lines, f"The derivative is {answer}."), answer)
 
 
@@ -135,13 +133,10 @@ def vertex(rng: random.Random) -> Problem:
     steps = (
         f"The derivative is {polynomial(_derivative(coefficients))}.",
         f"It is zero at x = {x}: {2 * a} * {paren(x)} {signed(-2 * a * x)} = 0.",
-        f"There the value is {substituted(coefficients, x) if x else coefficients[2]}"
-        + (f" = {shift}." if x else "."),
+        f"There the value is {substituted(coefficients, x) if x else coefficients[2]}" + (f" = {shift}." if x else "."),
         f"The leading coefficient is {'positive' if a > 0 else 'negative'}, so this is a {kind}.",
     )
-    ask = rng.choice(
-        (f"Find the {kind} of f(x) = {text}.", f"Where does y = {text} have its {kind}, and what is it?")
-    )
+    ask = rng.choice((f"Find the {kind} of f(x) = {text}.", f"Where does y = {text} have its {kind}, and what is it?"))
     return Problem(ask, steps, f"{kind} {shift} at x = {x}")
 
 

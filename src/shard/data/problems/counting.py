@@ -17,9 +17,7 @@ def combinations(rng: random.Random) -> Problem:
     """Choosing k of n without order."""
     n, k = rng.randint(5, 40), rng.randint(2, 4)
     top, bottom, value = math.perm(n, k), math.factorial(k), math.comb(n, k)
-    people = rng.choice(
-        ("student", "player", "member", "teacher", "singer", "worker", "artist", "cook", "dancer")
-    )
+    people = rng.choice(("student", "player", "member", "teacher", "singer", "worker", "artist", "cook", "dancer"))
     group = rng.choice(("team", "committee", "group", "delegation", "crew", "panel"))
     steps = (
         f"In order there are {_falling(n, k)} = {top} ways.",
@@ -39,11 +37,11 @@ def combinations(rng: random.Random) -> Problem:
 def permutations(rng: random.Random) -> Problem:
     """Filling k places from n in order."""
     n, k = rng.randint(4, 30), rng.randint(2, 4)
-    what = rng.choice(
-        ("runner", "swimmer", "rider", "book", "picture", "flag", "song", "poem", "film", "car")
-    )
+    what = rng.choice(("runner", "swimmer", "rider", "book", "picture", "flag", "song", "poem", "film", "car"))
     ordinals = ("first", "second", "third", "fourth")
-    lines = [f"For the {ordinals[i]} place there are {n - i} choices." for i in range(k)]
+    lines = [
+        f"For the {ordinals[i]} place there {'is' if n - i == 1 else 'are'} {count(n - i, 'choice')}." for i in range(k)
+    ]
     steps = (*lines, f"{_falling(n, k)} = {math.perm(n, k)}")
     ask = rng.choice(
         (
@@ -68,16 +66,14 @@ def arrangements(rng: random.Random) -> Problem:
     """Arrangements of letters with repetition, after some were added or a word was taken whole."""
     word = rng.choice(_WORDS)
     start = rng.randrange(3)
-    letters = word[start:] + "".join(rng.sample("ABEIMNORST", rng.randint(0, 2))) if start else word
+    letters = word[start:] + "".join(rng.sample("ABEIMNORST", rng.randint(0, 2)))
     repeated = {letter: letters.count(letter) for letter in letters if letters.count(letter) > 1}
     top = math.factorial(len(letters))
     bottom = math.prod(math.factorial(times) for times in repeated.values())
     n = len(letters)
     steps = [f"{n} different letters would give {_falling(n, n)} = {top} arrangements."]
     for letter, times in repeated.items():
-        steps.append(
-            f"{letter} occurs {times} times, so divide by {_falling(times, times)} = {math.factorial(times)}."
-        )
+        steps.append(f"{letter} occurs {times} times, so divide by {_falling(times, times)} = {math.factorial(times)}.")
     if repeated:
         divisors = "".join(f" / {math.factorial(times)}" for times in repeated.values())
         steps.append(f"{top}{divisors} = {top // bottom}")
@@ -94,7 +90,7 @@ def arrangements(rng: random.Random) -> Problem:
 
 def two_dice(rng: random.Random) -> Problem:
     """The probability of a sum with two fair dice of given sizes."""
-    p, q = rng.choice((4, 6, 6, 8, 10, 12, 20)), rng.choice((4, 6, 6, 8, 10, 12, 20))
+    p, q = rng.choice((6, rng.randint(4, 24))), rng.choice((6, rng.randint(4, 24)))
     goal = rng.randint(3, p + q - 1)
     low, high = max(1, goal - q), min(p, goal - 1)
     number = high - low + 1
@@ -108,11 +104,7 @@ def two_dice(rng: random.Random) -> Problem:
         f"That makes {high} - {low} + 1 = {number} favorable {'outcome' if number == 1 else 'outcomes'}.",
         f"The probability is {number}/{p * q}" + (f" = {result}." if result.denominator != p * q else "."),
     )
-    first = (
-        f"Two fair dice with {p} sides each"
-        if p == q
-        else f"A fair die with {p} sides and one with {q} sides"
-    )
+    first = f"Two fair dice with {p} sides each" if p == q else f"A fair die with {p} sides and one with {q} sides"
     ask = rng.choice(
         (
             f"{first} are rolled. What is the probability that the sum is {goal}?",
@@ -181,8 +173,7 @@ def inclusion_exclusion(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"Of {everyone} people, {x} like {first}, {y} like {second} and {both} like both. How many "
-            "like neither?",
+            f"Of {everyone} people, {x} like {first}, {y} like {second} and {both} like both. How many like neither?",
             f"In a club of {everyone} people, {x} chose {first}, {y} chose {second}, and {both} of them "
             "chose both. "
             "How many chose neither?",
@@ -193,15 +184,14 @@ def inclusion_exclusion(rng: random.Random) -> Problem:
 
 def coin_flips(rng: random.Random) -> Problem:
     """Exactly k heads in n flips."""
-    n = rng.randint(3, 12)
+    n = rng.randint(3, 20)
     k = rng.randint(1, n - 1)
     side, ways = rng.choice(("head", "tail")), math.comb(n, k)
     result = Fraction(ways, 2**n)
     steps = (
         f"There are 2^{n} = {2**n} equally likely sequences.",
-        f"Choose the {count(k, 'position')} of the {plural(side)}: ({_falling(n, k)}) / "
-        f"({_falling(k, k)}) = {ways}.",
-        f"{ways} / {2**n} = {result}",
+        f"Choose the {count(k, 'position')} of the {plural(side)}: ({_falling(n, k)}) / ({_falling(k, k)}) = {ways}.",
+        f"The probability is {ways}/{2**n}" + (f" = {result}." if result.denominator < 2**n else "."),
     )
     who = rng.choice(("A fair coin is flipped", "Someone tosses a fair coin", "We throw a fair coin"))
     ask = f"{who} {n} times. What is the probability of exactly {count(k, side)}?"
@@ -230,24 +220,20 @@ def product_rule(rng: random.Random) -> Problem:
 
 def grid_paths(rng: random.Random) -> Problem:
     """Shortest paths in a grid."""
-    a, b = rng.randint(2, 12), rng.randint(2, 8)
+    a, b = rng.randint(2, 20), rng.randint(2, 9)
     value = math.comb(a + b, min(a, b))
     k = min(a, b)
-    right, up = rng.choice(
-        (("right", "up"), ("east", "north"), ("east", "south"), ("left", "down"), ("west", "north"))
-    )
+    right, up = rng.choice((("right", "up"), ("east", "north"), ("east", "south"), ("left", "down"), ("west", "north")))
     steps = (
         f"Every path has {a} + {b} = {a + b} steps; choose which {k} of them go {up if k == b else right}.",
-        f"({_falling(a + b, k)}) / ({_falling(k, k)}) = {math.perm(a + b, k)} / {math.factorial(k)} = "
-        f"{value}",
+        f"({_falling(a + b, k)}) / ({_falling(k, k)}) = {math.perm(a + b, k)} / {math.factorial(k)} = {value}",
     )
     ask = rng.choice(
         (
             f"How many paths go {a} steps {right} and {b} steps {up} on a grid, in any order?",
             f"On a street grid, a shop is {a} blocks {right} and {b} blocks {up} from here. "
             "How many shortest ways lead there?",
-            f"A robot must move {a} squares {right} and {b} squares {up}, one at a time. How many routes "
-            "are there?",
+            f"A robot must move {a} squares {right} and {b} squares {up}, one at a time. How many routes are there?",
         )
     )
     return Problem(ask, steps, str(value))

@@ -15,16 +15,12 @@ def decimal_sum(rng: random.Random) -> Problem:
     sign, verb = ("-", "subtract") if minus else ("+", "add")
     x, y = int(a * 100), int(b * 100)
     steps = (
-        rng.choice(
-            (f"Count in hundredths and {verb} whole numbers.", f"Write both in hundredths, then {verb}.")
-        ),
+        rng.choice((f"Count in hundredths and {verb} whole numbers.", f"Write both in hundredths, then {verb}.")),
         f"{decimal(a)} = {x}/100 and {decimal(b)} = {y}/100.",
         f"{x} {sign} {y} = {int(value * 100)}",
         f"So {decimal(a)} {sign} {decimal(b)} = {decimal(value)}.",
     )
-    ask = rng.choice(
-        (f"Compute {decimal(a)} {sign} {decimal(b)}.", f"What is {decimal(a)} {sign} {decimal(b)}?")
-    )
+    ask = rng.choice((f"Compute {decimal(a)} {sign} {decimal(b)}.", f"What is {decimal(a)} {sign} {decimal(b)}?"))
     return Problem(ask, steps, decimal(value))
 
 
@@ -36,9 +32,7 @@ def decimal_product(rng: random.Random) -> Problem:
     x, y = Fraction(a, 10**places_a), Fraction(b, 10**places_b)
     scale = 10 ** (places_a + places_b)
     steps = (
-        rng.choice(
-            ("Leave the decimal points aside at first.", "Multiply as if there were no decimal points.")
-        ),
+        rng.choice(("Leave the decimal points aside at first.", "Multiply as if there were no decimal points.")),
         f"{a} * {b} = {a * b}",
         f"The factors have {places_a} and {places_b} decimal places, so divide by {scale}.",
         f"{a * b} / {scale} = {decimal(x * y)}",
@@ -104,12 +98,8 @@ def order_of_operations(rng: random.Random) -> Problem:
         expression, value = f"{a * b} / {b} + {c} * ({d} - {a})", a + c * (d - a)
         steps = [f"{d} - {a} = {d - a}", f"{a * b} / {b} = {a}", f"{c} * {paren(d - a)} = {c * (d - a)}"]
         steps.append(f"{a} + {paren(c * (d - a))} = {value}")
-    intro = rng.choice(
-        ("Follow the order of operations.", "Parentheses and powers first, then * and /, then + and -.")
-    )
-    ask = rng.choice(
-        (f"Evaluate {expression}.", f"What is the value of {expression}?", f"Simplify {expression}.")
-    )
+    intro = rng.choice(("Follow the order of operations.", "Parentheses and powers first, then * and /, then + and -."))
+    ask = rng.choice((f"Evaluate {expression}.", f"What is the value of {expression}?", f"Simplify {expression}."))
     return Problem(ask, (intro, *steps), str(value))
 
 

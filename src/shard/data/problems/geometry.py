@@ -25,9 +25,7 @@ def _triple(rng: random.Random, largest: int) -> tuple[int, int, int]:
 def rectangle(rng: random.Random) -> Problem:
     """Area and perimeter of a rectangle."""
     a, b, unit = rng.randint(2, 99), rng.randint(2, 60), rng.choice(_UNITS)
-    place = rng.choice(
-        ("rectangle", "rectangular garden", "rectangular floor", "sheet of paper", "rectangular field")
-    )
+    place = rng.choice(("rectangle", "rectangular garden", "rectangular floor", "sheet of paper", "rectangular field"))
     steps = (
         f"Area: {a} * {b} = {a * b} square {unit}.",
         f"Perimeter: 2 * ({a} + {b}) = 2 * {a + b} = {2 * (a + b)} {unit}.",
@@ -60,8 +58,7 @@ def rectangle_side(rng: random.Random) -> Problem:
         return Problem(ask, steps, f"{b} {unit}")
     ask = rng.choice(
         (
-            f"A rectangle has an area of {a * b} square {unit} and a side of {a} {unit}. What is the "
-            "other side?",
+            f"A rectangle has an area of {a * b} square {unit} and a side of {a} {unit}. What is the other side?",
             f"The area of a rectangle is {a * b} square {unit}. One side is {a} {unit}. Find the other side.",
         )
     )
@@ -97,10 +94,8 @@ def trapezoid_area(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"A trapezoid has parallel sides of {a} {unit} and {b} {unit} and a height of {h} {unit}. "
-            "Find its area.",
-            f"What is the area of a trapezoid with height {h} {unit} and parallel sides {a} {unit} and "
-            f"{b} {unit}?",
+            f"A trapezoid has parallel sides of {a} {unit} and {b} {unit} and a height of {h} {unit}. Find its area.",
+            f"What is the area of a trapezoid with height {h} {unit} and parallel sides {a} {unit} and {b} {unit}?",
         )
     )
     return Problem(ask, steps, f"{area} square {unit}")
@@ -188,8 +183,7 @@ def circle(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"Find the volume of a cylinder with radius {radius} {unit} and height {height} {unit} in "
-            "terms of pi.",
+            f"Find the volume of a cylinder with radius {radius} {unit} and height {height} {unit} in terms of pi.",
             f"A cylinder is {height} {unit} high and its base has a radius of {radius} {unit}. Express "
             "its volume "
             "with pi.",
@@ -281,10 +275,8 @@ def framed_rectangle(rng: random.Random) -> Problem:
     foot = "foot" if unit == "feet" and w == 1 else unit
     ask = rng.choice(
         (
-            f"A pool of {a} by {b} {unit} is surrounded by a path {w} {foot} wide. What is the area of "
-            "the path?",
-            f"A lawn measures {a} by {b} {unit}. A path {w} {foot} wide runs around it. Find the area of "
-            "the path.",
+            f"A pool of {a} by {b} {unit} is surrounded by a path {w} {foot} wide. What is the area of the path?",
+            f"A lawn measures {a} by {b} {unit}. A path {w} {foot} wide runs around it. Find the area of the path.",
         )
     )
     return Problem(ask, steps, f"{outer_a * outer_b - a * b} square {unit}")

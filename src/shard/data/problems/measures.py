@@ -51,8 +51,7 @@ def simple_interest(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"{who} lends {principal} dollars at {rate}% simple interest per year. What is owed after "
-            f"{years} years?",
+            f"{who} lends {principal} dollars at {rate}% simple interest per year. What is owed after {years} years?",
             f"What do {principal} dollars grow to in {years} years at {rate}% simple interest a year?",
         )
     )
@@ -62,7 +61,7 @@ def simple_interest(rng: random.Random) -> Problem:
 def compound_interest(rng: random.Random) -> Problem:
     """Compound growth, exact to the last decimal."""
     principal, rate, years = (
-        rng.randint(1, 90) * 1000,
+        rng.randint(1, 250) * 500,
         rng.choice((1, 2, 3, 4, 5, 8, 10, 20)),
         rng.choice((2, 2, 3)),
     )
@@ -72,8 +71,7 @@ def compound_interest(rng: random.Random) -> Problem:
         value *= factor
     ask = rng.choice(
         (
-            f"{principal} dollars earn {rate}% compound interest a year. What is the balance after "
-            f"{years} years?",
+            f"{principal} dollars earn {rate}% compound interest a year. What is the balance after {years} years?",
             f"An amount of {principal} grows by {rate}% each year. Find its exact value after {years} years.",
         )
     )
@@ -103,9 +101,7 @@ def speed(rng: random.Random) -> Problem:
                 f"It takes a {vehicle} {hours} to go {d} km. Find its average speed.",
             )
         )
-        return Problem(
-            ask, ("Speed is distance divided by time.", f"{d} / {decimal(t)} = {v}"), f"{v} km per hour"
-        )
+        return Problem(ask, ("Speed is distance divided by time.", f"{d} / {decimal(t)} = {v}"), f"{v} km per hour")
     ask = rng.choice(
         (
             f"How long does a {vehicle} need for {d} km at {v} km per hour?",
@@ -164,8 +160,9 @@ def elapsed_time(rng: random.Random) -> Problem:
 _CONVERSIONS = (
     ("km", "km", "m", 1000), ("m", "m", "cm", 100), ("cm", "cm", "mm", 10), ("kg", "kg", "g", 1000),
     ("liter", "liters", "milliliters", 1000), ("hour", "hours", "minutes", 60),
-    ("minute", "minutes", "seconds", 60), ("day", "days", "hours", 24), ("week", "weeks", "days", 7), ("foot", "feet", "inches", 12),
-    ("yard", "yards", "feet", 3), ("pound", "pounds", "ounces", 16), ("dozen", "dozens", "pieces", 12),
+    ("minute", "minutes", "seconds", 60), ("day", "days", "hours", 24), ("week", "weeks", "days", 7),
+    ("foot", "feet", "inches", 12), ("yard", "yards", "feet", 3), ("pound", "pounds", "ounces", 16),
+    ("dozen", "dozens", "pieces", 12),
 )  # fmt: skip
 
 
@@ -187,9 +184,7 @@ def unit_conversion(rng: random.Random) -> Problem:
         f"One {one} is {factor} {small}, so multiply.",
         f"{decimal(value)} * {factor} = {decimal(result)}",
     )
-    ask = rng.choice(
-        (f"Convert {decimal(value)} {big} to {small}.", f"How many {small} are {decimal(value)} {big}?")
-    )
+    ask = rng.choice((f"Convert {decimal(value)} {big} to {small}.", f"How many {small} are {decimal(value)} {big}?"))
     return Problem(ask, steps, f"{decimal(result)} {small}")
 
 

@@ -7,6 +7,7 @@ from shard.data.problems.phrasing import count, listing
 from shard.data.problems.problem import Family, Problem
 
 _DIGITS = "0123456789ABCDEF"
+_PRIMES = [p for p in range(7, 180) if all(p % q for q in range(2, math.isqrt(p) + 1))]
 
 
 def factorise(number: int) -> list[int]:
@@ -55,9 +56,7 @@ def euclid(rng: random.Random) -> Problem:
     while y:
         steps.append(f"{x} = {x // y} * {y} + {x % y}")
         x, y = y, x % y
-    steps.append(
-        rng.choice((f"The last divisor is {x}, so the gcd is {x}.", f"The remainder is 0: the gcd is {x}."))
-    )
+    steps.append(rng.choice((f"The last divisor is {x}, so the gcd is {x}.", f"The remainder is 0: the gcd is {x}.")))
     ask = rng.choice(
         (
             f"Find the greatest common divisor of {a} and {b}.",
@@ -89,14 +88,12 @@ def least_common_multiple(rng: random.Random) -> Problem:
 
 def prime_factorisation(rng: random.Random) -> Problem:
     """Prime factorisation by trial division."""
-    number = _composite(rng) * rng.choice((1, 2, 3, 5))
+    number = _composite(rng) * rng.randint(1, 30)
     product = _powers(factorise(number))
     steps = [rng.choice(("Divide by the smallest prime that fits, again and again.", "Use trial division."))]
     steps += _trial_division(number)
     steps.append(f"Hence {number} = {product}.")
-    ask = rng.choice(
-        (f"Write {number} as a product of primes.", f"Find the prime factorization of {number}.")
-    )
+    ask = rng.choice((f"Write {number} as a product of primes.", f"Find the prime factorization of {number}."))
     return Problem(ask, tuple(steps), product)
 
 
@@ -113,9 +110,7 @@ def number_of_divisors(rng: random.Random) -> Problem:
         f"{exponents}; add 1 to each and multiply.",
         f"{' * '.join(f'({power} + 1)' for power in powers)} = {value}",
     )
-    ask = rng.choice(
-        (f"How many positive divisors does {number} have?", f"Count the positive divisors of {number}.")
-    )
+    ask = rng.choice((f"How many positive divisors does {number} have?", f"Count the positive divisors of {number}."))
     return Problem(ask, steps, str(value))
 
 
@@ -123,9 +118,7 @@ def primality(rng: random.Random) -> Problem:
     """Is it prime? Trial division up to the square root."""
     number = rng.randint(50, 2500) * 2 + 1
     root = math.isqrt(number)
-    steps = [
-        f"{root}^2 = {root * root} and {root + 1}^2 = {(root + 1) ** 2}, so test the primes up to {root}."
-    ]
+    steps = [f"{root}^2 = {root * root} and {root + 1}^2 = {(root + 1) ** 2}, so test the primes up to {root}."]
     prime = factorise(number)[0]
     if prime == number:
         tried = [p for p in range(2, root + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))]
@@ -141,9 +134,7 @@ def primality(rng: random.Random) -> Problem:
 def modular_power(rng: random.Random) -> Problem:
     """The remainder of a power, by repeated squaring."""
     base, exponent, modulus = rng.randint(2, 30), rng.randint(5, 60), rng.randint(5, 50)
-    steps = [
-        rng.choice((f"Square repeatedly, keeping remainders modulo {modulus}.", "Use repeated squaring."))
-    ]
+    steps = [rng.choice((f"Square repeatedly, keeping remainders modulo {modulus}.", "Use repeated squaring."))]
     square, bit, result = base % modulus, 1, 1
     needed: list[tuple[int, int]] = []
     steps.append(f"{base}^1 leaves {square}.")
@@ -179,8 +170,7 @@ def modular_arithmetic(rng: random.Random) -> Problem:
         f"{a} = {a // modulus} * {modulus} + {x}, {b} = {b // modulus} * {modulus} + {y}, "
         f"{c} = {c // modulus} * {modulus} + {z}.",
         f"{x} * {y} + {z} = {value}",
-        f"{value} = {value // modulus} * {modulus} + {value % modulus}, so the remainder is "
-        f"{value % modulus}.",
+        f"{value} = {value // modulus} * {modulus} + {value % modulus}, so the remainder is {value % modulus}.",
     )
     ask = rng.choice(
         (
@@ -193,9 +183,7 @@ def modular_arithmetic(rng: random.Random) -> Problem:
 
 def modular_inverse(rng: random.Random) -> Problem:
     """The inverse modulo a prime, found by looking for a multiple that is one more than a multiple."""
-    prime = rng.choice(
-        (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
-    )
+    prime = rng.choice(_PRIMES)
     a = rng.randint(2, prime - 2)
     inverse = pow(a, -1, prime)
     multiples = a * inverse // prime
@@ -233,9 +221,7 @@ def base_from_decimal(rng: random.Random) -> Problem:
         steps.append(f"{value * base + rest} = {value} * {base} + {rest}, remainder {rest}{digit}")
     answer = to_base(number, base)
     steps.append(f"Reading the remainders from the last to the first gives {answer}.")
-    ask = rng.choice(
-        (f"Write {number} in base {base}.", f"Convert the decimal number {number} to base {base}.")
-    )
+    ask = rng.choice((f"Write {number} in base {base}.", f"Convert the decimal number {number} to base {base}."))
     return Problem(ask, tuple(steps), answer)
 
 
@@ -246,9 +232,7 @@ def base_to_decimal(rng: random.Random) -> Problem:
     terms = [(_DIGITS.index(digit), len(digits) - 1 - place) for place, digit in enumerate(digits)]
     terms = [(digit, power) for digit, power in terms if digit]
     steps = [
-        rng.choice(
-            (f"Each place is worth a power of {base}.", "Add the place values of all digits that are not 0.")
-        ),
+        rng.choice((f"Each place is worth a power of {base}.", "Add the place values of all digits that are not 0.")),
         f"{' + '.join(f'{digit} * {base}^{power}' for digit, power in terms)} = {number}",
     ]
     if len(terms) > 1:
@@ -272,8 +256,7 @@ def divisibility(rng: random.Random) -> Problem:
         f"A number and the sum of its digits leave the same remainder on division by {divisor}.",
         f"{' + '.join(map(str, digits))} = {value}",
         f"{value} = {value // divisor} * {divisor} + {rest}",
-        f"The remainder is {rest}, so {number} is {'divisible' if not rest else 'not divisible'} by "
-        f"{divisor}.",
+        f"The remainder is {rest}, so {number} is {'divisible' if not rest else 'not divisible'} by {divisor}.",
     ]
     ask = rng.choice((f"Is {number} divisible by {divisor}?", f"Does {divisor} divide {number}?"))
     return Problem(ask, tuple(steps), "no" if rest else "yes")

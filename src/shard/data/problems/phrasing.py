@@ -6,17 +6,14 @@ from fractions import Fraction
 
 _NAMES_TEXT = (
     "Ada Amir Anna Ben Bruno Carla Chen Dana David Elena Emil Fatima Felix Grace Hana Hugo Ines Ivan "
-    "Jonas Julia "
-    "Kofi Lara Leo Lina Maria Marco Mei Nadia Noah Nora Omar Oscar Petra Priya Rosa Ruth Sam Sara Tariq "
-    "Tom Uma "
-    "Vera Victor Wanda Yara Yusuf Zoe"
+    "Jonas Julia Kofi Lara Leo Lina Maria Marco Mei Nadia Noah Nora Omar Oscar Petra Priya Rosa Ruth Sam "
+    "Sara Tariq Tom Uma Vera Victor Wanda Yara Yusuf Zoe"
 )
 NAMES = _NAMES_TEXT.split()
 
 _THINGS_TEXT = (
     "apple pencil marble book sticker stamp shell button card ticket cookie orange lemon notebook bead "
-    "postcard "
-    "ribbon balloon eraser candle magnet badge peanut acorn"
+    "postcard ribbon balloon eraser candle magnet badge peanut acorn"
 )
 THINGS = _THINGS_TEXT.split()
 
@@ -73,11 +70,6 @@ def paren(number: int | Fraction) -> str:
     return f"({number})" if number < 0 else str(number)
 
 
-def total(numbers: Sequence[int]) -> str:
-    """A sum written out: `3 + 4 - 5`."""
-    return " ".join([str(numbers[0]), *map(signed, numbers[1:])])
-
-
 def polynomial(coefficients: Sequence[int | Fraction], variable: str = "x") -> str:
     """A polynomial, highest power first: [3, -1, 0, 2] -> `3x^3 - x^2 + 2`."""
     text = ""
@@ -85,8 +77,8 @@ def polynomial(coefficients: Sequence[int | Fraction], variable: str = "x") -> s
         if not coefficient:
             continue
         power = len(coefficients) - 1 - index
-        size = abs(coefficient)
-        number = "" if size == 1 and power else size
+        size = str(abs(coefficient))
+        number = "" if size == "1" and power else f"({size})" if "/" in size and power else size
         term = number + ("" if not power else variable if power == 1 else f"{variable}^{power}")
         minus = coefficient < 0
         text += (" - " if minus else " + ") + term if text else ("-" if minus else "") + term

@@ -58,16 +58,12 @@ def fraction_quotient(rng: random.Random) -> Problem:
     a, b = _fraction(rng, 20), _fraction(rng, 20)
     top, bottom = a.numerator * b.denominator, a.denominator * b.numerator
     steps = (
-        rng.choice(
-            ("Multiply by the reciprocal.", "Dividing by a fraction is multiplying by its reciprocal.")
-        ),
+        rng.choice(("Multiply by the reciprocal.", "Dividing by a fraction is multiplying by its reciprocal.")),
         f"({a}) / ({b}) = {a} * {b.denominator}/{b.numerator}",
         f"{a.numerator} * {b.denominator} = {top} and {a.denominator} * {b.numerator} = {bottom}",
         f"The quotient is {top}/{bottom}{_reduced(top, bottom)}.",
     )
-    ask = rng.choice(
-        (f"Divide {a} by {b}.", f"Compute ({a}) / ({b}).", f"How many times does {b} fit into {a}?")
-    )
+    ask = rng.choice((f"Divide {a} by {b}.", f"Compute ({a}) / ({b}).", f"How many times does {b} fit into {a}?"))
     return Problem(ask, steps, str(a / b))
 
 
@@ -113,9 +109,7 @@ def mixed_number(rng: random.Random) -> Problem:
         )
         if whole == 1:
             steps = (steps[0], f"So {over}/{bottom} is one whole and {part}, that is {mixed}.")
-        ask = rng.choice(
-            (f"Write {over}/{bottom} as a mixed number.", f"Turn {over}/{bottom} into a mixed number.")
-        )
+        ask = rng.choice((f"Write {over}/{bottom} as a mixed number.", f"Turn {over}/{bottom} into a mixed number."))
         return Problem(ask, steps, mixed)
     steps = (f"{whole} * {bottom} + {top} = {over}", f"So {mixed} is {over}/{bottom}.")
     ask = rng.choice((f"Write {mixed} as an improper fraction.", f"Which single fraction equals {mixed}?"))
@@ -125,7 +119,7 @@ def mixed_number(rng: random.Random) -> Problem:
 def fraction_to_decimal(rng: random.Random) -> Problem:
     """A terminating decimal by scaling the denominator to a power of ten."""
     bottom = rng.choice((4, 5, 8, 16, 20, 25, 40, 50, 80, 125, 200, 250))
-    value = Fraction(rng.randint(1, 6 * bottom), bottom)
+    value = Fraction(rng.randint(1, 40 * bottom), bottom)
     scale = 1
     while scale % value.denominator:
         scale *= 10
@@ -196,8 +190,7 @@ def discount(rng: random.Random) -> Problem:
         ask = rng.choice(
             (
                 f"A {thing} costs {price} dollars. What does it cost after a discount of {percent}%?",
-                f"The price of a {thing} is {price} dollars and is reduced by {percent}%. Find the new "
-                "price.",
+                f"The price of a {thing} is {price} dollars and is reduced by {percent}%. Find the new price.",
             )
         )
         return Problem(ask, steps, f"{price - off} dollars")
@@ -246,8 +239,7 @@ def proportion(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"{who} can {verb} {few * unit} {plural(noun)} in {few} hours. How many can {who} {verb} in "
-            f"{many} hours?",
+            f"{who} can {verb} {few * unit} {plural(noun)} in {few} hours. How many can {who} {verb} in {many} hours?",
             f"A team needs {few} hours to {verb} {few * unit} {plural(noun)}. At the same pace, how many "
             f"{plural(noun)} does it {verb} in {many} hours?",
             f"At a steady pace, {who} and {other} {verb} {few * unit} {plural(noun)} in {few} hours. How "

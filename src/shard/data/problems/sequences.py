@@ -43,9 +43,7 @@ def arithmetic_sum(rng: random.Random) -> Problem:
     value = n * (first + last) // 2
     steps = (
         f"The last term is {first} + {n - 1} * {step} = {last}.",
-        rng.choice(
-            ("The sum is the number of terms times the mean of the ends.", "Pair the first with the last.")
-        ),
+        rng.choice(("The sum is the number of terms times the mean of the ends.", "Pair the first with the last.")),
         f"{n} * ({first} + {last}) / 2 = {n} * {first + last} / 2 = {value}",
     )
     shown = _start([first + i * step for i in range(3)])
@@ -79,7 +77,7 @@ def which_term(rng: random.Random) -> Problem:
 
 def geometric_term(rng: random.Random) -> Problem:
     """The n-th term of a geometric sequence."""
-    first, ratio, n = rng.randint(1, 40), rng.choice((-3, -2, 2, 2, 3, 4, 5)), rng.randint(5, 9)
+    first, ratio, n = rng.randint(1, 120), rng.choice((-3, -2, 2, 2, 3, 4, 5)), rng.randint(5, 9)
     power = ratio ** (n - 1)
     shown = _start([first * ratio**i for i in range(3)])
     steps = (
@@ -90,8 +88,7 @@ def geometric_term(rng: random.Random) -> Problem:
     ask = rng.choice(
         (
             f"Find the {_ordinal(n)} term of the geometric sequence {shown}, ...",
-            f"Each term of {shown}, ... is a fixed multiple of the one before. What is the {_ordinal(n)} "
-            "term?",
+            f"Each term of {shown}, ... is a fixed multiple of the one before. What is the {_ordinal(n)} term?",
         )
     )
     return Problem(ask, steps, str(first * power))
@@ -99,7 +96,7 @@ def geometric_term(rng: random.Random) -> Problem:
 
 def geometric_sum(rng: random.Random) -> Problem:
     """The sum of a geometric series: multiply by the ratio and subtract."""
-    first, ratio, n = rng.randint(1, 60), rng.choice((2, 2, 3, 4, 5)), rng.randint(4, 9)
+    first, ratio, n = rng.randint(1, 150), rng.choice((2, 2, 3, 4, 5)), rng.randint(4, 9)
     after = first * ratio**n
     value = (after - first) // (ratio - 1)
     shown = " + ".join(str(first * ratio**i) for i in range(3))
@@ -145,16 +142,11 @@ def recurrence(rng: random.Random) -> Problem:
     for index in range(2, n + 1):
         lines.append(f"Term {index}: {a} * {paren(value)} {signed(b)} = {a * value + b}.")
         value = a * value + b
-    rule = (
-        f"multiplied by {a} and then {b} is added"
-        if b > 0
-        else f"multiplied by {a} and then {-b} is subtracted"
-    )
+    rule = f"multiplied by {a} and then {b} is added" if b > 0 else f"multiplied by {a} and then {-b} is subtracted"
     ask = rng.choice(
         (
             f"A sequence starts with {first}. To get the next term, a term is {rule}. Find term {n}.",
-            f"Starting from {first}, each number is {rule} to give the next. What is the {_ordinal(n)} "
-            "number?",
+            f"Starting from {first}, each number is {rule} to give the next. What is the {_ordinal(n)} number?",
         )
     )
     return Problem(ask, tuple(lines), str(value))
@@ -171,8 +163,7 @@ def two_term_recurrence(rng: random.Random) -> Problem:
         (
             f"A sequence starts {a}, {b}, and each later term is the sum of the two before it. Find the "
             f"{_ordinal(n)} term.",
-            f"The first two numbers are {a} and {b}; every further one adds the previous two. What is "
-            f"number {n}?",
+            f"The first two numbers are {a} and {b}; every further one adds the previous two. What is number {n}?",
         )
     )
     return Problem(ask, tuple(lines), str(y))

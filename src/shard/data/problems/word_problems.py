@@ -46,8 +46,7 @@ def ages(rng: random.Random) -> Problem:
         ask = rng.choice(
             (
                 f"{old} is {gap} years older than {young}, and together they are {both}. How old are they?",
-                f"The ages of {old} and {young} add up to {both}. {old} is older by {gap} years. How old is "
-                "each?",
+                f"The ages of {old} and {young} add up to {both}. {old} is older by {gap} years. How old is each?",
             )
         )
         return Problem(ask, steps, f"{old} {parent}, {young} {child}")
@@ -56,14 +55,12 @@ def ages(rng: random.Random) -> Problem:
     steps = (
         f"In {later} years both are older by {later}, so now together they are {both} - 2 * {later} = "
         f"{parent + child}.",
-        f"That is {factor} + 1 = {factor + 1} times the age of {young}: {parent + child} / {factor + 1} "
-        f"= {child}.",
+        f"That is {factor} + 1 = {factor + 1} times the age of {young}: {parent + child} / {factor + 1} = {child}.",
         f"{factor} * {child} = {parent}",
     )
     times = "twice" if factor == 2 else f"{factor} times"
     ask = (
-        f"{old} is {times} as old as {young}. In {later} years their ages will add up to {both}. "
-        "How old are they now?"
+        f"{old} is {times} as old as {young}. In {later} years their ages will add up to {both}. How old are they now?"
     )
     return Problem(ask, steps, f"{old} {parent}, {young} {child}")
 
@@ -85,10 +82,8 @@ def mixture(rng: random.Random) -> Problem:
     one, two = (count(x, "liter") for x in (a, b))
     ask = rng.choice(
         (
-            f"{one} of a {p}% {what} solution and {two} of a {q}% solution are mixed. What is the "
-            "strength in percent?",
-            f"Mix {one} of liquid with {p}% {what} and {two} with {q}% {what}. What percentage of {what} "
-            "results?",
+            f"{one} of a {p}% {what} solution and {two} of a {q}% solution are mixed. What is the strength in percent?",
+            f"Mix {one} of liquid with {p}% {what} and {two} with {q}% {what}. What percentage of {what} results?",
         )
     )
     return Problem(ask.replace("of a 80%", "of an 80%").replace("of a 85%", "of an 85%"), steps, f"{shown}%")
@@ -123,8 +118,7 @@ def missing_value(rng: random.Random) -> Problem:
     )
     ask = rng.choice(
         (
-            f"{who} scored {listing(scores)} points. How many points must the next test bring for a mean "
-            f"of {mean}?",
+            f"{who} scored {listing(scores)} points. How many points must the next test bring for a mean of {mean}?",
             f"The scores so far are {listing(scores)}. {who} wants an average of {mean} after one more test. "
             "Which score is needed?",
         )
@@ -169,14 +163,12 @@ def heads_and_legs(rng: random.Random) -> Problem:
     n, parts = x + y, fx * x + fy * y
     steps = (
         f"If all {n} were {plural(few)}, there would be {n} * {fx} = {n * fx} {plural(part)}.",
-        f"That is {parts} - {n * fx} = {parts - n * fx} too few, and each {many} adds {fy} - {fx} = "
-        f"{fy - fx}.",
+        f"That is {parts} - {n * fx} = {parts - n * fx} too few, and each {many} adds {fy} - {fx} = {fy - fx}.",
         f"{parts - n * fx} / {fy - fx} = {y} and {n} - {y} = {x}",
     )
     ask = rng.choice(
         (
-            f"There are {n} {plural(few)} and {plural(many)} with {parts} {plural(part)} in all. How "
-            "many of each?",
+            f"There are {n} {plural(few)} and {plural(many)} with {parts} {plural(part)} in all. How many of each?",
             f"{plural(few).capitalize()} and {plural(many)} number {n} together and have {parts} "
             f"{plural(part)}. "
             "How many are there of each kind?",
@@ -192,10 +184,7 @@ def packing(rng: random.Random) -> Problem:
     needed = math.ceil(Fraction(number, size))
     steps = [f"{number} = {full} * {size} + {rest}"]
     if rng.random() < 0.5:
-        ask = (
-            f"{count(number, thing)} are packed in boxes of {size}. "
-            "How many full boxes are there and what is left?"
-        )
+        ask = f"{count(number, thing)} are packed in boxes of {size}. How many full boxes are there and what is left?"
         steps.append(f"So {count(full, 'full box')} and {count(rest, thing)} left over.")
         return Problem(ask, tuple(steps), f"{count(full, 'box')}, {rest} left")
     steps.append(f"The rest needs one more box: {full} + 1 = {needed}." if rest else "Nothing is left over.")

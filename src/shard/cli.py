@@ -1,0 +1,313 @@
+"""The command line: verbs that parse arguments, call one function each, and print. No logic lives here."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shard import __version__
+from shard.console import Reporter
+from shard.environment import set_process_defaults
+from shard.errors import ShardError, UsageError
+from shard.recipe import Recipe, packaged_recipes
+from shard.units import format_count, format_duration, format_size
+
+set_process_defaults()
+
+app = typer.Typer(
+    name="shard",
+    help="Train small language models from scratch, end to end: tokenizer, data, pretrain, anneal, evaluate, benchmark, release.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A packaged recipe (quickstart, shard-40m-v1), a .toml file, or a run folder.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe name>.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set pretrain.steps=200.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Train on this file or folder of .txt, .md, .jsonl, .parquet.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _open_run(target: str, out: Path | None, sets: list[str] | None, data: Path | None) -> Any:
+    """The run that a verb works on: an existing folder by its path, or one made from a recipe."""
+    from shard.run import Run
+
+    folder = Path(target)
+    if (folder / "recipe.toml").is_file():
+        if sets or data or out:
+            raise UsageError(
+                f"{folder} is a run folder and has its recipe: --set, --data and --out go with a recipe name"
+            )
+        return Run.open(folder)
+    recipe = Recipe.load(target, sets, data)
+    return Run.open(out or Path("runs") / recipe.name, recipe)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Do all stages; run it again and it continues where it stopped."""
+    from shard.stages import run_all
+
+    _print(run_all(_open_run(recipe, out, set_, data), Reporter()), json_)
+
+
+def _stage_verb(name: str, help_text: str) -> None:
+    """A verb that runs one stage and has no options of its own."""
+
+    def verb(
+        recipe: RecipeArgument,
+        out: OutOption = None,
+        set_: SetOption = None,
+        data: DataOption = None,
+        json_: JsonOption = False,
+    ) -> None:
+        from shard.stages import FUNCTIONS
+
+        _print(FUNCTIONS[name](_open_run(recipe, out, set_, data), Reporter()), json_)
+
+    app.command(name, help=help_text)(verb)
+
+
+_stage_verb("tokenizer", "Collect the documents, hold some out, train the tokenizer.")
+_stage_verb("data", "Tokenise the documents into shards.")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    until: Annotated[int | None, typer.Option(help="Stop after this step; anneal from there, or go on later.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Train from nothing; continues where it stopped."""
+    from shard.stages import pretrain as stage
+
+    _print(stage(_open_run(recipe, out, set_, data), Reporter(), until), json_)
+
+
+@app.command()
+def anneal(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    from_step: Annotated[
+        int | None, typer.Option(help="Branch from this pretrain checkpoint; default the last stable one.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Branch from pretraining and decay to zero on the anneal mix."""
+    from shard.stages import anneal as stage
+
+    _print(stage(_open_run(recipe, out, set_, data), Reporter(), from_step), json_)
+
+
+_stage_verb("evaluate", "Score the held-out text of every source.")
+_stage_verb("bench", "Time inference on this device.")
+_stage_verb("release", "Write the release bundle with its card.")
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a release bundle.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Ask for prompts until Ctrl-D.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 100,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token (the default).")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    seed: int = 0,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="The plain published loop: no KV cache, no stop at the end of a document."),
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Continue a text; prints it, prompt included, as it comes."""
+    from shard.inference.session import Session
+
+    if greedy and temperature:
+        raise UsageError("--greedy and --temperature exclude each other")
+    session = Session.open(model, dtype, max_tokens, temperature, top_p, seed, not no_cache)
+    if interactive:
+        session.chat()
+    elif json_:
+        _print({"prompt": prompt, "text": "".join(session.stream(prompt))}, True)
+    else:
+        for piece in session.stream(prompt):
+            print(piece, end="", flush=True)
+        print()
+
+
+@app.command("import")
+def import_(
+    bundle: Annotated[Path, typer.Argument(help="The folder of a release bundle.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe for what follows; default the bundle's own.")] = None,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a run folder from a bundle, to anneal from its pretraining."""
+    from shard.release.importer import import_bundle
+
+    loaded = Recipe.load(recipe or str(bundle / "recipe.toml"), set_, data)
+    folder = out or Path("runs") / f"{loaded.name}-imported"
+    result = import_bundle(bundle, folder, loaded)
+    Reporter().line(f"{folder}: pretraining of {result['step']} steps is there; go on with `shard anneal {folder}`")
+    _print(result, json_)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    data: DataOption = None,
+    probe: Annotated[bool, typer.Option(help="Measure the training speed for some seconds.")] = True,
+    json_: JsonOption = False,
+) -> None:
+    """What a recipe will take: parameters, tokens, FLOPs, memory, disk, time."""
+    from shard.plan import plan as make_plan
+
+    folder = Path(recipe)
+    loaded = Recipe.load(str(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else recipe, set_, data)
+    result = make_plan(loaded, probe)
+    if json_:
+        return _print(result, True)
+    rows = [
+        ["parameters", f"{result['parameters']:,}"],
+        [
+            "tokens",
+            f"{format_count(result['tokens'])} ({result['tokens_per_parameter']:g} a parameter; the 20:1 line is at {format_count(result['chinchilla_tokens'])})",
+        ],
+        ["FLOPs", f"{result['flops']:.3g}"],
+        [
+            "disk",
+            f"{format_size(result['disk_bytes']['checkpoints'])} of checkpoints, {format_size(result['disk_bytes']['release'])} for the release",
+        ],
+        ["device", result["device"]],
+    ]
+    for name, stage in result["stages"].items():
+        time = (
+            f", {format_duration(stage['seconds'])} at {stage['tokens_per_second']:,.0f} tokens/s (measured, not compiled)"
+            if probe
+            else ""
+        )
+        rows.append(
+            [
+                name,
+                f"{stage['steps']:,} steps, {format_count(stage['tokens'])} tokens, {stage['precision']}, about {format_size(stage['memory_bytes'])} of memory{time}",
+            ]
+        )
+    for name, text in rows:
+        print(f"{name:<11} {text}")
+    return None
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a folder of runs.")] = Path("runs"),
+    json_: JsonOption = False,
+) -> None:
+    """Where the runs stand: stage, step, loss, time left."""
+    from shard.status import find_runs, run_status
+
+    found = find_runs(folder)
+    if not found:
+        raise ShardError(f"{folder} holds no run: start one with `shard run quickstart`")
+    statuses = [run_status(path) for path in found]
+    if json_:
+        return _print(statuses, True)
+    for s in statuses:
+        step = ""
+        if "step" in s:
+            step = f"  {s['training_stage']} step {s['step']:,} of {s['steps']:,}, loss {s['loss']:.4f}"
+            step += f", {format_duration(s['seconds_left'])} left" if s["step"] < s["steps"] else ""
+        print(
+            f"{s['run']}: {'finished' if all(v in ('done', 'imported') for v in s['stages'].values()) else s['stage'] + ' ' + s['status']}{step}"
+        )
+    return None
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> None:
+    """What this machine offers, and what Shard chooses on it."""
+    from shard.plan import doctor as examine
+
+    result = examine()
+    if json_:
+        return _print(result, True)
+    print(f"device     {result['device']}")
+    print(f"precision  {result['precision']}: {result['precision_reason']}")
+    print(f"compile    {'yes' if result['compile'] else 'no'}: {result['compile_reason']}")
+    print(f"memory     {format_size(result['memory_bytes'])}, free disk {format_size(result['free_disk_bytes'])}")
+    print(f"versions   {', '.join(f'{name} {version}' for name, version in result['versions'].items())}")
+    return None
+
+
+@app.command()
+def recipes() -> None:
+    """The packaged recipes."""
+    for name in packaged_recipes():
+        print(f"{name:<14} {Recipe.load(name).description}")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """A user's mistake is one line and an exit code, never a traceback."""
+    try:
+        yield
+    except ShardError as error:
+        print(f"shard: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("shard: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `shard`."""
+    run_app: Callable[..., Any] = app
+    with _one_line_errors():
+        run_app(args=arguments)

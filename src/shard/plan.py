@@ -1,0 +1,113 @@
+"""`shard plan` and `shard doctor`: what a recipe will take, and what this machine can do, before anything starts."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from shard.recipe import Recipe
+from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
+from shard.training.settings import StageSettings
+
+CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
+PROBE_TOKENS = 2048
+
+
+def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
+    """Parameters, tokens against the 20:1 line, FLOPs, memory, disk, and time by a short measured probe."""
+    from shard.environment import choose_device, choose_precision, device_name
+
+    config, count = recipe.config, count_parameters(recipe.config)
+    device = choose_device()
+    stages: dict[str, Any] = {}
+    for name in ("pretrain", "anneal"):
+        settings: StageSettings = getattr(recipe, name)
+        tokens = settings.steps * settings.tokens_per_step
+        precision = choose_precision(device)[0] if settings.precision == "auto" else settings.precision
+        micro_tokens = min(settings.tokens_per_step, max(settings.sequence_length, 4096))
+        stages[name] = {
+            "steps": settings.steps,
+            "tokens": tokens,
+            "flops": tokens * flops_per_token(config, settings.sequence_length),
+            "precision": precision,
+            "memory_bytes": state_bytes(config)
+            + activation_bytes(config, micro_tokens, 2 if precision == "bf16" else 4),
+        }
+        if probe:
+            speed = measure_training_speed(recipe, settings, precision)
+            stages[name] |= {"tokens_per_second": round(speed, 1), "seconds": round(tokens / speed)}
+    total = sum(stage["tokens"] for stage in stages.values())
+    kept = recipe.pretrain.keep_last + recipe.anneal.keep_last + 2
+    if recipe.pretrain.keep_every:
+        kept += recipe.pretrain.steps // recipe.pretrain.keep_every
+    return {
+        "recipe": recipe.name,
+        "parameters": count.total,
+        "parameters_by_role": {"embedding": count.embedding, "matrix": count.matrix, "norm": count.norm},
+        "tokens": total,
+        "tokens_per_parameter": round(total / count.total, 3),
+        "chinchilla_tokens": CHINCHILLA * count.total,
+        "flops": sum(stage["flops"] for stage in stages.values()),
+        "stages": stages,
+        "disk_bytes": {
+            "checkpoints": kept * checkpoint_bytes(config),
+            "release": 2 * count.total + checkpoint_bytes(config) // 2,
+        },
+        "device": device_name(device),
+    }
+
+
+def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:
+    """Tokens a second of forward and backward on a few sequences, not compiled: what compiling gains comes on top."""
+    import torch
+
+    from shard.environment import choose_device
+    from shard.model import ShardLM
+    from shard.training.decisions import DTYPES
+    from shard.training.loss import chunked_loss
+
+    device, config = choose_device(), recipe.config
+    model = ShardLM(config).to(device)
+    rows = max(1, PROBE_TOKENS // settings.sequence_length)
+    ids = torch.randint(0, config.vocab_size, (rows, settings.sequence_length + 1), device=device)
+    seconds = []
+    for _ in range(2):  # the first one touches fresh memory
+        begun = time.perf_counter()
+        hidden = model.hidden(ids[:, :-1], dtype=DTYPES[precision])
+        targets = ids[:, 1:].flatten()
+        loss = chunked_loss(hidden.flatten(0, 1), model.embedding.weight, targets, config.logit_cap, settings.z_loss)
+        loss.total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+        model.zero_grad()
+    return rows * settings.sequence_length / min(seconds)
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine offers and what Shard would choose on it, with the reasons."""
+    from shard.environment import (
+        choose_compile,
+        choose_device,
+        choose_precision,
+        code_revision,
+        device_name,
+        total_memory,
+        versions,
+    )
+
+    device = choose_device()
+    precision, precision_reason = choose_precision(device)
+    compiles, compile_reason = choose_compile(device)
+    return {
+        "device": device_name(device),
+        "device_type": device.type,
+        "precision": precision,
+        "precision_reason": precision_reason,
+        "compile": compiles,
+        "compile_reason": compile_reason,
+        "memory_bytes": total_memory(),
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "versions": versions(),
+        "code_revision": code_revision(),
+    }

@@ -1,0 +1,343 @@
+"""The stages of a run, in order: tokenizer, data, pretrain, anneal, evaluate, bench, release.
+
+Each takes a Run, does its work unless it is done already, records it in the manifest, and returns its result. A stage
+that needs an earlier one runs it first; training needs an earlier training to be there.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shard.console import Reporter
+from shard.data import documents
+from shard.errors import ShardError, UsageError
+from shard.files import read_json, write_json
+from shard.run import STAGES, Run
+from shard.units import format_count, format_size
+
+Result = dict[str, Any]
+
+
+def run_all(run: Run, reporter: Reporter) -> Result:
+    """Every stage in turn; what is done already is skipped."""
+    results = {stage: FUNCTIONS[stage](run, reporter) for stage in STAGES}
+    return {"status": "done", "run": str(run.folder), "stages": results}
+
+
+def tokenizer(run: Run, reporter: Reporter) -> Result:
+    """Collect the documents, hold some out, train the tokenizer on a sample of the rest."""
+    sample_path = run.folder / "tokenizer" / "sample.json"
+    if run.is_done("tokenizer"):
+        return _skipped(reporter, "tokenizer", read_json(sample_path, "it is missing") if sample_path.exists() else {})
+    from shard.data.tokenizer_sample import predicted_memory, train_on_sample
+    from shard.environment import total_memory
+
+    r = run.recipe
+    with run.stage("tokenizer"):
+        _collect(run, reporter)
+        sizes = sum(documents.read_ledger(run.data / name)["bytes"]["train"] for name in r.sources)
+        predicted = predicted_memory(min(r.tokenizer.sample_bytes, sizes))
+        reporter.line(
+            f"tokenizer: {r.config.vocab_size} tokens from at most {format_size(min(r.tokenizer.sample_bytes, sizes))} "
+            f"of text; predicted memory at most {format_size(predicted)}"
+        )
+        if predicted > 0.9 * total_memory():
+            raise ShardError(
+                f"training the tokenizer may take {format_size(predicted)} and this machine has "
+                f"{format_size(total_memory())}: lower tokenizer.sample_bytes"
+            )
+        run.tokenizer_path.parent.mkdir(parents=True, exist_ok=True)
+        sample = train_on_sample(
+            run.data, _token_weights(run), r.tokenizer.sample_bytes, r.config.vocab_size, r.seed, run.tokenizer_path
+        )
+        if sample["vocab_size"] < r.config.vocab_size:
+            reporter.warn(
+                f"the text gives only {sample['vocab_size']} tokens; the other {r.config.vocab_size} - "
+                f"{sample['vocab_size']} rows of the model's table stay unused"
+            )
+        write_json(sample_path, sample)
+    return sample
+
+
+def data(run: Run, reporter: Reporter) -> Result:
+    """Tokenise the documents into shards."""
+    from shard.data import shards
+
+    names = list(run.recipe.sources)
+    if run.is_done("data"):
+        return _skipped(reporter, "data", {n: read_json(run.data / n / shards.LEDGER, "it is missing") for n in names})
+    tokenizer(run, reporter)
+    r = run.recipe
+    if not all((run.data / name / documents.LEDGER).exists() for name in names):
+        _collect(run, reporter)  # an imported run brings its tokenizer, not its documents
+    with run.stage("data"):
+        encoder = shards.BulkEncoder(run.tokenizer_path)
+        ledgers = {}
+        for name in names:
+            texts = documents.read_documents(run.data / name, documents.TRAIN)
+            reporter.progress(f"data: tokenising {name}")
+            ledgers[name] = shards.write_shards(
+                texts, encoder, r.config.vocab_size, _separator_id(run), r.data.shard_bytes, run.data / name
+            )
+        reporter.end_progress()
+    reporter.table(
+        "Tokens to train on",
+        ["source", "documents", "text", "tokens", "bytes per token"],
+        [
+            [
+                n,
+                f"{s['documents']:,}",
+                format_size(s["bytes"]),
+                format_count(s["tokens"]),
+                f"{s['bytes_per_token']:.3f}",
+            ]
+            for n, s in ledgers.items()
+        ],
+    )
+    return ledgers
+
+
+def pretrain(run: Run, reporter: Reporter, until: int | None = None) -> Result:
+    """Train from nothing, to the end or to step `until`."""
+    if run.manifest["stages"].get("pretrain", {}).get("status") == "imported" or run.is_done("pretrain"):
+        return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
+    data(run, reporter)
+    return _train(run, reporter, "pretrain", until, start_from=None)
+
+
+def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result:
+    """Branch from a stable-phase checkpoint of pretrain (the last, or `from_step`) and decay to zero on another mix."""
+    from shard.training.checkpoint import checkpoint_path, list_steps
+
+    pretrain_folder = run.folder / "pretrain" / "checkpoints"
+    steps = list_steps(pretrain_folder)
+    settings = run.recipe.pretrain
+    stable = [step for step in steps if step <= settings.steps - settings.decay_steps]
+    if not steps:
+        raise ShardError(
+            f"{run.folder} has no pretrain checkpoint to anneal from: run `shard pretrain {run.folder}` first"
+        )
+    if from_step is None:
+        if not stable:
+            raise ShardError(
+                f"every checkpoint of {pretrain_folder} lies in pretrain's own decay: set pretrain.keep_every, so that "
+                "one of the stable phase is kept"
+            )
+        from_step = stable[-1]
+    if from_step not in steps:
+        raise ShardError(f"there is no pretrain checkpoint of step {from_step}; there are {', '.join(map(str, steps))}")
+    if from_step not in stable:
+        raise ShardError(f"step {from_step} lies in pretrain's decay; an anneal starts from one of {stable}")
+    branched = run.manifest["stages"].get("anneal", {}).get("from_step")
+    if branched is not None and branched != from_step and list_steps(run.folder / "anneal" / "checkpoints"):
+        raise ShardError(
+            f"{run.folder / 'anneal'} began from pretrain step {branched}, not {from_step}: "
+            f"go on with `shard anneal {run.folder} --from-step {branched}`, or move that folder away to begin anew"
+        )
+    if run.is_done("anneal"):
+        return _skipped(reporter, "anneal", run.manifest["stages"]["anneal"].get("result", {}))
+    data(run, reporter)
+    run.record("anneal", from_step=from_step)
+    return _train(run, reporter, "anneal", None, start_from=checkpoint_path(pretrain_folder, from_step))
+
+
+def evaluate(run: Run, reporter: Reporter) -> Result:
+    """Score all held-out text and draw the samples: evaluation.json."""
+    import torch
+
+    from shard.environment import choose_device
+    from shard.evaluation.report import SAMPLE, draw_samples, evaluate_sources
+    from shard.inference.load import load_model
+
+    def measure() -> Result:
+        if not all((run.data / name / documents.LEDGER).exists() for name in run.recipe.sources):
+            _collect(run, reporter)
+        loaded = load_model(run.folder, torch.float32, choose_device())
+        scores = evaluate_sources(loaded, run.data, list(run.recipe.sources), run.recipe.evaluate, reporter)
+        samples = draw_samples(loaded, run.recipe.release.prompts)
+        return {
+            "checkpoint": str(Path(loaded.origin).relative_to(run.folder)),
+            "precision": "fp32",
+            **scores,
+            "sampling": SAMPLE,
+            "samples": samples,
+        }
+
+    return _measure(run, reporter, "evaluate", "evaluation.json", measure)
+
+
+def bench(run: Run, reporter: Reporter) -> Result:
+    """Time inference and quote the training speed: benchmark.json."""
+    from shard.inference.benchmark import benchmark_run
+
+    return _measure(run, reporter, "bench", "benchmark.json", lambda: benchmark_run(run.folder, reporter))
+
+
+def release(run: Run, reporter: Reporter) -> Result:
+    """Write the release bundle, with a card filled from the run's own files."""
+    from shard.release.bundle import write_bundle
+
+    evaluate(run, reporter)
+    bench(run, reporter)
+    if run.is_done("release") and (run.folder / "release" / "SHA256SUMS").is_file():
+        return _skipped(reporter, "release", {"bundle": str(run.folder / "release")})
+    with run.stage("release"):
+        result = write_bundle(run)
+    reporter.line(f"release: {result['bundle']} ({format_size(result['bytes'])})")
+    return result
+
+
+FUNCTIONS: dict[str, Callable[[Run, Reporter], Result]] = {
+    "tokenizer": tokenizer,
+    "data": data,
+    "pretrain": pretrain,
+    "anneal": anneal,
+    "evaluate": evaluate,
+    "bench": bench,
+    "release": release,
+}
+
+
+def _skipped(reporter: Reporter, stage: str, result: Result) -> Result:
+    reporter.line(f"{stage}: done already")
+    return result
+
+
+def _collect(run: Run, reporter: Reporter) -> None:
+    reporter.progress(f"data: reading {', '.join(run.recipe.sources)}")
+    ledgers = documents.collect_documents(run.recipe.sources, run.recipe.data, run.recipe.seed, run.data)
+    reporter.end_progress()
+    rows = []
+    for name, ledger in ledgers.items():
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in ledger.dropped.items()) or "none"
+        rows.append(
+            [
+                name,
+                f"{ledger.documents_read:,}",
+                dropped,
+                format_size(ledger.bytes["train"]),
+                format_size(ledger.bytes["heldout"]),
+            ]
+        )
+    reporter.table("Documents", ["source", "read", "dropped", "to train on", "held out"], rows)
+
+
+def _token_weights(run: Run) -> dict[str, float]:
+    """The share of each source in all tokens that the run trains on."""
+    weights = dict.fromkeys(run.recipe.sources, 0.0)
+    for stage in (run.recipe.pretrain, run.recipe.anneal):
+        total = sum(stage.mix.values())
+        for name, weight in stage.mix.items():
+            weights[name] += weight / total * stage.steps * stage.tokens_per_step
+    return weights
+
+
+def _separator_id(run: Run) -> int:
+    from shard.tokenizer import SEPARATOR, load_tokenizer
+
+    separator_id = load_tokenizer(run.tokenizer_path).token_to_id(SEPARATOR)
+    if separator_id is None:
+        raise ShardError(f"{run.tokenizer_path} has no token {SEPARATOR}")
+    return separator_id
+
+
+def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_from: Path | None) -> Result:
+    import torch
+
+    from shard.data.loader import BatchLoader
+    from shard.environment import choose_device, environment
+    from shard.evaluation.bits_per_byte import encode_heldout
+    from shard.tokenizer import load_tokenizer
+    from shard.training.checkpoint import load_checkpoint
+    from shard.training.decisions import decide
+    from shard.training.trainer import Stage, Trainer
+
+    r, settings = run.recipe, getattr(run.recipe, name)
+    if until is not None and not 1 <= until <= settings.steps:
+        raise UsageError(f"--until {until}: {name} has steps 1 to {settings.steps}")
+    device = choose_device()
+    tok = load_tokenizer(run.tokenizer_path)
+    separator_id = _separator_id(run)
+    loader = BatchLoader(
+        run.data,
+        settings.mix,
+        settings.sequence_length,
+        settings.tokens_per_step,
+        r.data.mixture_block,
+        # Each stage has an order of its own: else the anneal would begin with what pretrain began with.
+        seed=r.seed * 2 + (name == "anneal"),
+    )
+    _check_disk(run)
+    for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
+        if epochs > 4:
+            reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
+    heldout = {
+        source: encode_heldout(
+            documents.read_documents(run.data / source, documents.HELDOUT),
+            tok,
+            separator_id,
+            settings.evaluate_bytes,
+        )
+        for source in r.sources
+    }
+    decisions = decide(name, settings, device, run.decisions_path)
+    stage = Stage(
+        name=name,
+        config=r.config,
+        settings=settings,
+        seed=r.seed,
+        folder=run.folder / name,
+        loader=loader,
+        heldout=heldout,
+        tokenizer=tok,
+        separator_id=separator_id,
+        fingerprint=run.inputs(name),
+        decisions=decisions,
+        device=device,
+    )
+    with run.stage(name):
+        run.record(name, environment=environment(device), decisions=read_json(run.decisions_path, "delete it"))
+        start = load_checkpoint(start_from) if start_from is not None else None
+        trainer = Trainer(stage, reporter, start)
+        try:
+            reached = trainer.train(until)
+        finally:
+            loader.close()
+            torch.use_deterministic_algorithms(False)
+        result = {
+            "step": reached,
+            "steps": settings.steps,
+            "tokens": trainer.tokens,
+            "seconds": round(trainer.seconds, 1),
+        }
+        run.record(name, result=result, status="running" if reached == settings.steps else "stopped")
+    if reached < settings.steps:
+        reporter.line(
+            f"{name}: stopped at step {reached} of {settings.steps}; go on with `shard {name} {run.folder}`"
+            + (f", or anneal from here with `shard anneal {run.folder}`" if name == "pretrain" else "")
+        )
+    return result
+
+
+def _check_disk(run: Run) -> None:
+    """A stage needs room for the checkpoints that it keeps, and one more while it is written."""
+    from shard.training.cost import checkpoint_bytes
+
+    needed = checkpoint_bytes(run.recipe.config) * (run.recipe.pretrain.keep_last + 2)
+    free = shutil.disk_usage(run.folder).free
+    if free < needed:
+        raise ShardError(
+            f"{run.folder} has {format_size(free)} of free disk and checkpoints may take {format_size(needed)}: "
+            "make room, or choose an --out on another disk"
+        )
+
+
+def _measure(run: Run, reporter: Reporter, stage: str, file: str, measure: Callable[[], Result]) -> Result:
+    path = run.folder / file
+    if run.is_done(stage) and path.exists():
+        return _skipped(reporter, stage, read_json(path, f"run `shard {stage} {run.folder}`"))
+    with run.stage(stage):
+        result = measure()
+        write_json(path, result)
+    return result

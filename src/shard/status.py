@@ -1,0 +1,42 @@
+"""`shard status`: where the runs stand, read from their files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from shard.files import read_json
+from shard.recipe import Recipe
+from shard.run import STAGES
+from shard.training.metrics import read_jsonl
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """`folder` itself if it is a run, else the runs directly below it."""
+    if (folder / "recipe.toml").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/recipe.toml")) if folder.is_dir() else []
+
+
+def run_status(folder: Path) -> dict[str, Any]:
+    """Stage, step, loss and time left of one run."""
+    recipe = Recipe.load(str(folder / "recipe.toml"))
+    manifest_path = folder / "manifest.json"
+    stages = read_json(manifest_path, "restore it")["stages"] if manifest_path.is_file() else {}
+    states = {stage: stages.get(stage, {}).get("status", "not started") for stage in STAGES}
+    current = next((stage for stage in STAGES if states[stage] not in ("done", "imported")), "release")
+    status: dict[str, Any] = {"run": str(folder), "stage": current, "status": states[current], "stages": states}
+    for stage in ("anneal", "pretrain"):
+        if lines := read_jsonl(folder / stage / "metrics.jsonl"):
+            settings, last = getattr(recipe, stage), lines[-1]
+            recent = [line["timing"]["seconds"] for line in lines[-20:]]
+            scored = [line["bits_per_byte"] for line in lines if "bits_per_byte" in line]
+            status |= {
+                "training_stage": stage,
+                "step": last["step"],
+                "steps": settings.steps,
+                "loss": last["loss"],
+                "seconds_left": round(sorted(recent)[len(recent) // 2] * (settings.steps - last["step"]), 1),
+            }
+            if scored:
+                status["bits_per_byte"] = scored[-1]
+            break
+    return status
