@@ -187,10 +187,12 @@ def coin_flips(rng: random.Random) -> Problem:
     n = rng.randint(3, 20)
     k = rng.randint(1, n - 1)
     side, ways = rng.choice(("head", "tail")), math.comb(n, k)
+    few = min(k, n - k)
+    chosen = plural(side) if few == k else "other side"
     result = Fraction(ways, 2**n)
     steps = (
         f"There are 2^{n} = {2**n} equally likely sequences.",
-        f"Choose the {count(k, 'position')} of the {plural(side)}: ({_falling(n, k)}) / ({_falling(k, k)}) = {ways}.",
+        f"Choose the {count(few, 'position')} of the {chosen}: ({_falling(n, few)}) / ({_falling(few, few)}) = {ways}.",
         f"The probability is {ways}/{2**n}" + (f" = {result}." if result.denominator < 2**n else "."),
     )
     who = rng.choice(("A fair coin is flipped", "Someone tosses a fair coin", "We throw a fair coin"))

@@ -78,10 +78,23 @@ def compound_interest(rng: random.Random) -> Problem:
     return Problem(ask, (f"Each year multiplies by {decimal(factor)}.", *lines), decimal(value))
 
 
+#: What moves, and its slowest and fastest speed in km per hour.
+_VEHICLES = (
+    ("train", 40, 240),
+    ("car", 30, 130),
+    ("bus", 20, 100),
+    ("truck", 20, 90),
+    ("boat", 6, 60),
+    ("plane", 200, 900),
+    ("cyclist", 10, 40),
+    ("horse", 8, 40),
+)
+
+
 def speed(rng: random.Random) -> Problem:
     """Distance, speed and time: any one from the other two."""
-    vehicle = rng.choice(("train", "car", "bus", "truck", "boat", "plane", "cyclist", "horse"))
-    v, halves = rng.randint(4, 60) * 2, rng.randint(2, 19)
+    vehicle, slowest, fastest = rng.choice(_VEHICLES)
+    v, halves = rng.randint(slowest // 2, fastest // 2) * 2, rng.randint(2, 19)
     t = Fraction(halves, 2)
     d = int(v * t)
     hours = f"{decimal(t)} {'hour' if t == 1 else 'hours'}"

@@ -184,7 +184,7 @@ def discount(rng: random.Random) -> Problem:
     off = price * percent // 100
     if rng.random() < 0.5:
         steps: tuple[str, ...] = (
-            f"The discount is {price} * {percent} / 100 = {off} dollars.",
+            f"The discount in dollars is {price} * {percent} / 100 = {off}.",
             f"{price} - {off} = {price - off}",
         )
         ask = rng.choice(

@@ -69,9 +69,10 @@ def mixture(rng: random.Random) -> Problem:
     """The strength of a mixture of two solutions."""
     p, q = rng.sample(range(5, 95, 5), 2)
     a, b = rng.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15)), rng.choice((1, 2, 3, 4, 5, 6, 8, 10, 12, 15))
-    result = Fraction(a * p + b * q, a + b)
+    while not _terminates(result := Fraction(a * p + b * q, a + b)):
+        b += 1
     what = rng.choice(("salt", "sugar", "acid", "alcohol"))
-    shown = decimal(result) if _terminates(result) else str(result)
+    shown = decimal(result)
     steps = (
         f"Liters of {what} in the first: {a} * {p} / 100 = {decimal(Fraction(a * p, 100))}.",
         f"Liters of {what} in the second: {b} * {q} / 100 = {decimal(Fraction(b * q, 100))}.",
@@ -131,13 +132,14 @@ def shared_work(rng: random.Random) -> Problem:
     first, second = two_names(rng)
     a, b = rng.randint(2, 30), rng.randint(2, 30)
     job = rng.choice(("paint a fence", "clean a hall", "pick the apples", "dig a ditch", "sort the mail"))
-    rate = Fraction(1, a) + Fraction(1, b)
+    time = Fraction(a * b, a + b)
+    lowest = "" if time.denominator == a + b else f" = {time}"
     steps = (
         f"In one hour they do 1/{a} and 1/{b} of the work.",
         f"1/{a} + 1/{b} = {b}/{a * b} + {a}/{a * b} = {a + b}/{a * b}",
-        f"The time is the reciprocal: {a * b}/{a + b} = {1 / rate}.",
+        f"The time is the reciprocal, {a * b}/{a + b}{lowest}.",
     )
-    hours = "1 hour" if rate == 1 else f"{1 / rate} hours"
+    hours = "1 hour" if time == 1 else f"{time} hours"
     ask = rng.choice(
         (
             f"{first} can {job} in {a} hours and {second} in {b} hours. How long do they need together?",
@@ -185,7 +187,7 @@ def packing(rng: random.Random) -> Problem:
     steps = [f"{number} = {full} * {size} + {rest}"]
     if rng.random() < 0.5:
         ask = f"{count(number, thing)} are packed in boxes of {size}. How many full boxes are there and what is left?"
-        steps.append(f"So {count(full, 'full box')} and {count(rest, thing)} left over.")
+        steps.append(f"That makes {count(full, 'full box')} with {count(rest, thing)} left over.")
         return Problem(ask, tuple(steps), f"{count(full, 'box')}, {rest} left")
     steps.append(f"The rest needs one more box: {full} + 1 = {needed}." if rest else "Nothing is left over.")
     ask = rng.choice(
