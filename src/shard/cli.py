@@ -14,13 +14,13 @@ from shard.console import Reporter
 from shard.environment import set_process_defaults
 from shard.errors import ShardError, UsageError
 from shard.recipe import Recipe, packaged_recipes
-from shard.units import format_count, format_duration, format_size
+from shard.units import format_size
 
 set_process_defaults()
 
 app = typer.Typer(
     name="shard",
-    help="Train small language models from scratch, end to end: tokenizer, data, pretrain, anneal, evaluate, benchmark, release.",
+    help="Train small language models from scratch, end to end: from the tokenizer to the release.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -191,6 +191,7 @@ def plan(
     json_: JsonOption = False,
 ) -> None:
     """What a recipe will take: parameters, tokens, FLOPs, memory, disk, time."""
+    from shard.plan import describe_plan
     from shard.plan import plan as make_plan
 
     folder = Path(recipe)
@@ -198,33 +199,7 @@ def plan(
     result = make_plan(loaded, probe)
     if json_:
         return _print(result, True)
-    rows = [
-        ["parameters", f"{result['parameters']:,}"],
-        [
-            "tokens",
-            f"{format_count(result['tokens'])} ({result['tokens_per_parameter']:g} a parameter; the 20:1 line is at {format_count(result['chinchilla_tokens'])})",
-        ],
-        ["FLOPs", f"{result['flops']:.3g}"],
-        [
-            "disk",
-            f"{format_size(result['disk_bytes']['checkpoints'])} of checkpoints, {format_size(result['disk_bytes']['release'])} for the release",
-        ],
-        ["device", result["device"]],
-    ]
-    for name, stage in result["stages"].items():
-        time = (
-            f", {format_duration(stage['seconds'])} at {stage['tokens_per_second']:,.0f} tokens/s (measured, not compiled)"
-            if probe
-            else ""
-        )
-        rows.append(
-            [
-                name,
-                f"{stage['steps']:,} steps, {format_count(stage['tokens'])} tokens, {stage['precision']}, about {format_size(stage['memory_bytes'])} of memory{time}",
-            ]
-        )
-    for name, text in rows:
-        print(f"{name:<11} {text}")
+    print("\n".join(describe_plan(result)))
     return None
 
 
@@ -234,7 +209,7 @@ def status(
     json_: JsonOption = False,
 ) -> None:
     """Where the runs stand: stage, step, loss, time left."""
-    from shard.status import find_runs, run_status
+    from shard.status import describe_status, find_runs, run_status
 
     found = find_runs(folder)
     if not found:
@@ -242,14 +217,7 @@ def status(
     statuses = [run_status(path) for path in found]
     if json_:
         return _print(statuses, True)
-    for s in statuses:
-        step = ""
-        if "step" in s:
-            step = f"  {s['training_stage']} step {s['step']:,} of {s['steps']:,}, loss {s['loss']:.4f}"
-            step += f", {format_duration(s['seconds_left'])} left" if s["step"] < s["steps"] else ""
-        print(
-            f"{s['run']}: {'finished' if all(v in ('done', 'imported') for v in s['stages'].values()) else s['stage'] + ' ' + s['status']}{step}"
-        )
+    print("\n".join(describe_status(run) for run in statuses))
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from shard.recipe import Recipe
 from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
 from shard.training.settings import StageSettings
+from shard.units import format_count, format_duration, format_size
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
 PROBE_TOKENS = 2048
@@ -55,6 +56,28 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         },
         "device": device_name(device),
     }
+
+
+def describe_plan(result: dict[str, Any]) -> list[str]:
+    """A plan as lines of text."""
+    disk = result["disk_bytes"]
+    rows = {
+        "parameters": f"{result['parameters']:,}",
+        "tokens": f"{format_count(result['tokens'])}, {result['tokens_per_parameter']:g} a parameter "
+        f"(the 20:1 line lies at {format_count(result['chinchilla_tokens'])})",
+        "FLOPs": f"{result['flops']:.3g}",
+        "disk": f"{format_size(disk['checkpoints'])} of checkpoints, {format_size(disk['release'])} for the release",
+        "device": result["device"],
+    }
+    for name, stage in result["stages"].items():
+        rows[name] = (
+            f"{stage['steps']:,} steps, {format_count(stage['tokens'])} tokens, {stage['precision']}, "
+            f"about {format_size(stage['memory_bytes'])} of memory"
+        )
+        if "seconds" in stage:
+            speed = f"{stage['tokens_per_second']:,.0f} tokens/s"
+            rows[name] += f", {format_duration(stage['seconds'])} at {speed} (measured for a moment, not compiled)"
+    return [f"{name:<11} {text}" for name, text in rows.items()]
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:

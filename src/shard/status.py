@@ -7,6 +7,7 @@ from shard.files import read_json
 from shard.recipe import Recipe
 from shard.run import STAGES
 from shard.training.metrics import read_jsonl
+from shard.units import format_duration
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -40,3 +41,16 @@ def run_status(folder: Path) -> dict[str, Any]:
                 status["bits_per_byte"] = scored[-1]
             break
     return status
+
+
+def describe_status(status: dict[str, Any]) -> str:
+    """The status of one run in one line."""
+    finished = all(state in ("done", "imported") for state in status["stages"].values())
+    text = f"{status['run']}: {'finished' if finished else status['stage'] + ' ' + status['status']}"
+    if "step" in status:
+        text += (
+            f", {status['training_stage']} step {status['step']:,} of {status['steps']:,}, loss {status['loss']:.4f}"
+        )
+        if status["step"] < status["steps"]:
+            text += f", {format_duration(status['seconds_left'])} left"
+    return text

@@ -38,8 +38,8 @@ class Mixture:
         for name, count in block_counts(self.weights, self.block).items():
             if self.weights[name] > 0 and count == 0:
                 raise ValueError(
-                    f"mix.{name}: the weight {self.weights[name]} is less than one sequence in a block of {self.block}: "
-                    "raise it, or data.mixture_block"
+                    f"mix.{name}: the weight {self.weights[name]} is less than one sequence in a block of "
+                    f"{self.block}: raise it, or data.mixture_block"
                 )
             if count > 0 and self.num_sequences.get(name, 0) < 1:
                 raise ValueError(f"mix.{name}: the source is smaller than one sequence: give it more text")

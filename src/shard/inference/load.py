@@ -1,4 +1,4 @@
-"""Loading a model to use it: from a run folder, a checkpoint, or a release bundle. Nothing that is read can run code."""
+"""Loading a model to use it: from a run folder, a checkpoint, or a release bundle. Nothing that is read runs code."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Generating text: greedy, or by temperature and top-p; with a KV cache, or the plain loop that recomputes the prefix."""
+"""Generating text: greedy, or by temperature and top-p; with a KV cache, or by the plain loop that recomputes all."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,5 +1,6 @@
 """`shard generate`: a loaded model and how to sample from it; one prompt, or a conversation with a base model."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,8 @@ class Session:
 
     def chat(self) -> None:
         """Ask for prompts until Ctrl-D; Ctrl-C ends a text, not the program."""
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401  line editing and history, where the platform has it
-        except ImportError:
-            pass
         print(f"{self.loaded.origin}: a base model, it continues your text. Ctrl-C stops a text, Ctrl-D ends.")
         while True:
             try:

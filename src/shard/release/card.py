@@ -63,9 +63,10 @@ def write_card(run: Run, folder: Path) -> None:
         _benchmark(run),
         _samples(run),
         _files(folder),
-        f"## How to load it\n\nWith torch and tokenizers alone, in this folder:\n\n```python\n{LOADING}```\n\n"
+        "## How to load it\n\nWith torch and tokenizers alone, in this folder:\n\n"
+        f"```python\n{LOADING}```\n\n"
         f'With Shard: `shard generate . "The capital of France is"`. To train on from where the pretraining ended:\n'
-        f"`shard import . --out runs/{run.recipe.name}-imported`, then `shard anneal runs/{run.recipe.name}-imported`.\n",
+        "`shard import . --out runs/imported`, then `shard anneal runs/imported`.\n",
         _what_it_proves(run),
         _limits(run),
         f"## Licence\n\nWeights and code: {run.recipe.release.license}. The licences of the training text stand in the "
@@ -132,7 +133,7 @@ def _training(run: Run) -> str:
         notes.append(f"Sentinel, {stage}: {looks} looks at the singular values, {len(flagged)} with rank loss flagged.")
         if (starts := sum(event["event"] == "start" for event in events)) > 1:
             notes.append(f"{stage} was started {starts} times and went on from its last checkpoint.")
-    columns = ["stage", "steps", "sequence", "tokens", "last training loss (nats)", "time", "tokens/s", "FLOPs"]
+    columns = ["stage", "steps", "sequence", "tokens", "last loss (nats)", "time", "tokens/s", "FLOPs"]
     p, a = run.recipe.pretrain, run.recipe.anneal
     environment = run.manifest["stages"].get("pretrain", {}).get("environment") or run.manifest["stages"].get(
         "anneal", {}
@@ -141,9 +142,9 @@ def _training(run: Run) -> str:
     return (
         "## Training\n\n"
         + _table(columns, rows)
-        + f"\nMuon ({p.muon_method}) for hidden matrices at {p.lr_muon:g}, AdamW for the table at {p.lr_embedding:g} and "
-        f"for norms at {p.lr_norm:g}; weight decay {p.weight_decay:g}; z-loss {p.z_loss:g}. Warm-up {p.warmup_steps} steps, "
-        f"then constant; the anneal decays over {a.decay_steps} steps ({a.decay_shape}).\n\n"
+        + f"\nMuon ({p.muon_method}) for hidden matrices at {p.lr_muon:g}, AdamW for the table at {p.lr_embedding:g} "
+        f"and for norms at {p.lr_norm:g}; weight decay {p.weight_decay:g}; z-loss {p.z_loss:g}. Warm-up over "
+        f"{p.warmup_steps} steps, then constant; the anneal decays over {a.decay_steps} steps ({a.decay_shape}).\n\n"
         + "".join(f"- {note}\n" for note in notes)
         + (
             f"\nTrained on {environment.get('device', 'an unrecorded device')} with torch {versions.get('torch')}, "
@@ -242,10 +243,8 @@ def _benchmark(run: Run) -> str:
         for stage, speed in benchmark["training_tokens_per_second"].items()
     )
     return (
-        f"## Benchmark\n\n{benchmark['device']}, torch {benchmark['versions']['torch']}, batch 1; median (least to most).\n\n"
-        + _table(columns, rows)
-        + "\n"
-        + training
+        f"## Benchmark\n\n{benchmark['device']}, torch {benchmark['versions']['torch']}, batch 1; "
+        "median (least to most).\n\n" + _table(columns, rows) + "\n" + training
     )
 
 
@@ -264,7 +263,7 @@ def _samples(run: Run) -> str:
 def _files(folder: Path) -> str:
     what = {
         "models/model.pt": "the weights in bf16: keys model, cfg",
-        "models/pretrain.pt": "the checkpoint that the anneal branched from, in bf16: model, optimizer, step, tokens, cfg",
+        "models/pretrain.pt": "what the anneal branched from, in bf16: model, optimizer, step, tokens, cfg",
         "models/tokenizer.json": "the tokenizer, in the format of `tokenizers`",
         "code/": "config.py, model.py, tokenizer.py, muon.py: need only torch and tokenizers",
         "recipe.toml": "every setting of the run",
@@ -305,10 +304,10 @@ def _limits(run: Run) -> str:
     ratio = tokens / total
     return (
         "## What it cannot do\n\n"
-        "- It is a base model: it continues text. It was not taught to follow instructions, to be truthful or to be safe.\n"
-        f"- It has {format_count(total)} parameters and saw {format_count(tokens)} tokens in this run, {ratio:.1f} a parameter"
+        "- It is a base model: it continues text. It was not taught to follow instructions, to be truthful or safe.\n"
+        f"- It has {format_count(total)} parameters and saw {format_count(tokens)} tokens here, {ratio:.1f} a parameter"
         + (" (below the 20 of the Chinchilla line)" if ratio < 20 else "")
         + ": it knows few facts and gets arithmetic wrong; read the sampled outputs.\n"
-        f"- It knows the text of its sources, and little else. Beyond {run.recipe.config.max_sequence_length} tokens it was "
-        "never trained.\n"
+        f"- It knows the text of its sources, and little else. It was never trained beyond "
+        f"{run.recipe.config.max_sequence_length} tokens.\n"
     )

@@ -16,14 +16,24 @@ from shard.training.optimizer import Optimizer
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix. `ratio` is smallest / largest; stable rank is ||W||_F^2 / ||W||_2^2."""
+    """Singular values of one matrix. `ratio` is smallest / largest; stable rank is ||W||_F^2 / ||W||_2^2.
+
+    `num_lost` of the `num_values` singular values lie below the threshold: one or two are ordinary in a square matrix
+    (the smallest of a random one is about 1 / n of the largest), many are not.
+    """
 
     name: str
     what: str
     smallest: float
     largest: float
     stable_rank: float
-    rank_loss: bool
+    num_values: int
+    num_lost: int
+
+    @property
+    def rank_loss(self) -> bool:
+        """Whether any direction is out of reach."""
+        return self.num_lost > 0
 
     @property
     def ratio(self) -> float:
@@ -32,7 +42,7 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """For events.jsonl."""
-        return asdict(self) | {"ratio": self.ratio}
+        return asdict(self) | {"ratio": self.ratio, "rank_loss": self.rank_loss}
 
 
 @torch.no_grad()
@@ -48,6 +58,6 @@ def inspect_spectra(optimizer: Optimizer) -> list[Spectrum]:
             values = torch.linalg.svdvals(matrix.detach().float().cpu())
             smallest, largest = float(values[-1]), float(values[0])
             stable_rank = float(values.square().sum() / values[0].square()) if largest > 0 else 0.0
-            lost = largest > 0 and smallest / largest < threshold
-            spectra.append(Spectrum(name, what, smallest, largest, stable_rank, lost))
+            num_lost = int((values < threshold * largest).sum())  # none in a zero matrix
+            spectra.append(Spectrum(name, what, smallest, largest, stable_rank, len(values), num_lost))
     return spectra

@@ -263,9 +263,11 @@ class Trainer:
         self.journal.event("sentinel", step=self.step, spectra=[spectrum.to_dict() for spectrum in spectra])
         if lost:
             self.journal.event("rank_loss", step=self.step, matrices=[f"{s.name} ({s.what})" for s in lost])
+            num_lost, num_values = sum(s.num_lost for s in lost), sum(s.num_values for s in spectra)
             self.reporter.warn(
-                f"sentinel, step {self.step}: {len(lost)} of {len(spectra)} matrices below what Newton-Schulz "
-                f"restores; worst {worst.name} ({worst.what}), smallest / largest singular value {worst.ratio:.1e}"
+                f"sentinel, step {self.step}: rank loss, {num_lost} of {num_values:,} singular values are below what "
+                f"Newton-Schulz restores, in {len(lost)} of {len(spectra)} matrices; worst {worst.name} ({worst.what}), "
+                f"smallest / largest {worst.ratio:.1e}"
             )
 
     def _sample(self) -> None:
