@@ -1,5 +1,6 @@
 """The shape of a Shard model: everything that decides its parameters and the function that they compute."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,12 +46,14 @@ class Config:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         for name in ("rope_theta", "norm_eps", "logit_cap"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, since RoPE turns pairs, not {self.head_dim}")
-        if not self.layer_pattern or set(self.layer_pattern) - {"L", "G"}:
-            raise ValueError(f"layer_pattern must be made of the letters L and G, not {self.layer_pattern!r}")
+        pattern = self.layer_pattern
+        if not isinstance(pattern, str) or not pattern or set(pattern) - {"L", "G"}:
+            raise ValueError(f"layer_pattern must be made of the letters L and G, not {pattern!r}")
         for name in ("moe", "engram"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is not implemented in this version: leave it out")

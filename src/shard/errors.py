@@ -6,6 +6,10 @@ class ShardError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # What is quoted (a key, a value, another library's words) may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class UsageError(ShardError):
     """The arguments, the recipe or a --set is invalid; found before any work, exits with 2."""

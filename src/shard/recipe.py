@@ -57,7 +57,7 @@ class Recipe(Table):
         except (TypeError, ValueError) as error:
             raise ValueError(f"model: {error}") from None
         if not 257 <= config.vocab_size <= 2**24:
-            raise ValueError(f"model.vocab_size must lie between 257 and {2**24}, not {config.vocab_size}")
+            raise ValueError(f"model.vocab_size: must lie between 257 and {2**24}, not {config.vocab_size}")
         for name in self.sources:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"sources.{name}: a name is made of letters, digits, - and _, since it names a folder")
@@ -92,11 +92,13 @@ class Recipe(Table):
         origin, text = _read(name_or_path)
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # tomllib lets int() and deep nesting fail in their own way
             raise UsageError(f"{origin}: not valid TOML: {error}") from None
         for override in overrides or []:
             _apply_override(tables, override)
         if data is not None:
+            if not data.exists():
+                raise UsageError(f"--data {data} does not exist: give a file or folder of text")
             tables["sources"] = {"text": {"kind": "text", "path": str(data.absolute())}}
             for stage in ("pretrain", "anneal"):
                 if isinstance(tables.get(stage), dict):
@@ -156,9 +158,11 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     if not equals or not all(path):
         raise UsageError(f"--set {override}: write it as table.key=value, as in --set pretrain.steps=200")
     try:
-        parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+        literal = tomllib.loads(f"x = {value}")
+    except (ValueError, RecursionError):
+        literal = {}
+    # More keys than x: the value has line breaks, and is text.
+    parsed = literal["x"] if literal.keys() == {"x"} else value.strip()
     table = tables
     for name in path[:-1]:
         table = table.setdefault(name, {})
@@ -174,8 +178,9 @@ def _inherit(tables: dict[str, Any]) -> None:
             if key not in NOT_INHERITED:
                 anneal.setdefault(key, value)
         anneal.setdefault("mix", pretrain.get("mix", {}))
-        if isinstance(anneal.get("steps"), int):
-            anneal.setdefault("decay_steps", max(0, anneal["steps"] - anneal.get("warmup_steps", 0)))
+        steps, warmup_steps = anneal.get("steps"), anneal.get("warmup_steps", 0)
+        if isinstance(steps, int) and isinstance(warmup_steps, int):
+            anneal.setdefault("decay_steps", max(0, steps - warmup_steps))
 
 
 def _nearest(name: str, known: set[str]) -> str:
@@ -206,8 +211,9 @@ def _one_line(error: ValidationError) -> str:
     lines = []
     for mistake in error.errors():
         location = mistake["loc"]
-        # The tag of a source's kind stands in the location, but not in the file.
-        shown = [part for i, part in enumerate(location) if not (i == 2 and location[0] == "sources")]
+        # The branch of a union (a source's kind, micro_batch) stands in the location, but not in the file.
+        is_union = location[:1] == ("sources",) or location[1:2] == ("micro_batch",)
+        shown = [part for i, part in enumerate(location) if not (i == 2 and is_union)]
         place = ".".join(str(part) for part in shown)
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":

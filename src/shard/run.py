@@ -1,6 +1,7 @@
 """A run folder: the resolved recipe, the manifest of its stages, and where everything lies.
 
-    recipe.toml  manifest.json  decisions.json  tokenizer/  data/  pretrain/  anneal/  evaluation.json  benchmark.json  release/
+    recipe.toml  manifest.json  decisions.json  tokenizer/  data/  pretrain/  anneal/
+    evaluation.json  benchmark.json  release/
 
 A stage is skipped when it is finished and its inputs are what they were. A folder made with another recipe is refused.
 """

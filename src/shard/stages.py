@@ -67,7 +67,7 @@ def data(run: Run, reporter: Reporter) -> Result:
     names = list(run.recipe.sources)
     if run.is_done("data"):
         return _skipped(reporter, "data", {n: read_json(run.data / n / shards.LEDGER, "it is missing") for n in names})
-    tokenizer(run, reporter)
+    _require(run, reporter, "tokenizer")
     r = run.recipe
     if not all((run.data / name / documents.LEDGER).exists() for name in names):
         _collect(run, reporter)  # an imported run brings its tokenizer, not its documents
@@ -102,7 +102,7 @@ def pretrain(run: Run, reporter: Reporter, until: int | None = None) -> Result:
     """Train from nothing, to the end or to step `until`."""
     if run.manifest["stages"].get("pretrain", {}).get("status") == "imported" or run.is_done("pretrain"):
         return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
-    data(run, reporter)
+    _require(run, reporter, "data")
     return _train(run, reporter, "pretrain", until, start_from=None)
 
 
@@ -137,7 +137,7 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result
         )
     if run.is_done("anneal"):
         return _skipped(reporter, "anneal", run.manifest["stages"]["anneal"].get("result", {}))
-    data(run, reporter)
+    _require(run, reporter, "data")
     run.record("anneal", from_step=from_step)
     return _train(run, reporter, "anneal", None, start_from=checkpoint_path(pretrain_folder, from_step))
 
@@ -178,8 +178,8 @@ def release(run: Run, reporter: Reporter) -> Result:
     """Write the release bundle, with a card filled from the run's own files."""
     from shard.release.bundle import write_bundle
 
-    evaluate(run, reporter)
-    bench(run, reporter)
+    _require(run, reporter, "evaluate")
+    _require(run, reporter, "bench")
     if run.is_done("release") and (run.folder / "release" / "SHA256SUMS").is_file():
         return _skipped(reporter, "release", {"bundle": str(run.folder / "release")})
     with run.stage("release"):
@@ -197,6 +197,12 @@ FUNCTIONS: dict[str, Callable[[Run, Reporter], Result]] = {
     "bench": bench,
     "release": release,
 }
+
+
+def _require(run: Run, reporter: Reporter, stage: str) -> None:
+    """Run an earlier stage if it is not done."""
+    if not run.is_done(stage):
+        FUNCTIONS[stage](run, reporter)
 
 
 def _skipped(reporter: Reporter, stage: str, result: Result) -> Result:

@@ -22,7 +22,7 @@ def _mix(x: Indices) -> Indices:
 
 def permute(indices: Indices, size: int, key: int) -> Indices:
     """Where the permutation of 0..size-1 named by `key` (below 2^64) sends each index."""
-    if size < 1 or (indices.size and int(indices.max()) >= size):
+    if size < 1 or (indices.size and (int(indices.max()) >= size or int(indices.min()) < 0)):
         raise ValueError(f"indices must lie in 0..{size - 1}")
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

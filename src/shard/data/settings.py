@@ -8,9 +8,9 @@ from shard.units import Size
 
 
 class Table(BaseModel):
-    """A table of a recipe: unknown keys are errors, values never change."""
+    """A table of a recipe: unknown keys are errors, numbers are finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TokenizerSettings(Table):

@@ -1,5 +1,6 @@
 """evaluation.json: every held-out document scored, beside what xz makes of the same text, and sampled outputs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def evaluate_sources(
     return {"context": context, "stride": stride, "sources": results}
 
 
-def draw_samples(loaded: LoadedModel, prompts: list[str]) -> list[dict[str, str]]:
+def draw_samples(loaded: LoadedModel, prompts: Sequence[str]) -> list[dict[str, str]]:
     """What the model writes after each prompt, at a fixed temperature, top-p and seed."""
     samples = []
     for prompt in prompts:

@@ -1,6 +1,7 @@
 """Generating text: greedy, or by temperature and top-p; with a KV cache, or by the plain loop that recomputes all."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -16,9 +17,9 @@ def choose_token(logits_V: Tensor, temperature: float, top_p: float, generator: 
     probabilities_V, order_V = torch.softmax(logits_V.float().cpu() / temperature, dim=-1).sort(
         descending=True, stable=True
     )
-    # A token stays while those before it hold less than top_p: the first always does.
+    # A token stays while those before it hold less than top_p; the first always does.
     before_V = probabilities_V.cumsum(dim=-1) - probabilities_V
-    probabilities_V = probabilities_V * (before_V < top_p)
+    probabilities_V[1:] *= before_V[1:] < top_p
     return int(order_V[torch.multinomial(probabilities_V, 1, generator=generator)])
 
 
@@ -64,11 +65,12 @@ def stream_text(tokenizer: Tokenizer, prompt_ids: list[int], new_ids: Iterable[i
     """
     ids, shown = list(prompt_ids), ""
     text = tokenizer.decode(ids)
-    for token in new_ids:
+    for token in chain([None], new_ids):
+        if token is not None:
+            ids.append(token)
+            text = tokenizer.decode(ids)
         if len(text) > len(shown) and not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
-        ids.append(token)
-        text = tokenizer.decode(ids)
     if len(text) > len(shown):
         yield text[len(shown) :]

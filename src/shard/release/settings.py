@@ -10,12 +10,12 @@ class ReleaseSettings(Table):
     """The model's name in its card; the recipe's name unless given."""
     license: str = "apache-2.0"
     authors: str = "the person who ran the recipe"
-    prompts: list[str] = [
+    prompts: tuple[str, ...] = (
         "The capital of France is",
         "To compute 12 plus 7, we can",
         "Question: What is 23 + 19? Answer:",
         "def fibonacci(n):",
         "Once upon a time, in a small village,",
         "Solve: 17 * 23 = ?",
-    ]
+    )
     """Prompts of the table of sampled outputs (temperature 0.7, top-p 0.9, fixed seed)."""

@@ -64,15 +64,19 @@ def save_checkpoint(
     temporary = folder / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({n: t.detach().contiguous().cpu() for n, t in model.items()}, temporary / FILES[0])
-    save_file({n: t.detach().contiguous().cpu() for n, t in optimizer.items()}, temporary / FILES[1])
-    (temporary / FILES[2]).write_text(json.dumps(state | {"step": step}, indent=2) + "\n", encoding="utf-8")
-    manifest = {name: sha256_of(temporary / name) for name in FILES}
-    (temporary / "manifest.json").write_text(json.dumps({"sha256": manifest}, indent=2) + "\n", encoding="utf-8")
-    for name in (*FILES, "manifest.json"):
-        with (temporary / name).open("rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(temporary)
+    try:
+        save_file({n: t.detach().contiguous().cpu() for n, t in model.items()}, temporary / FILES[0])
+        save_file({n: t.detach().contiguous().cpu() for n, t in optimizer.items()}, temporary / FILES[1])
+        (temporary / FILES[2]).write_text(json.dumps(state | {"step": step}, indent=2) + "\n", encoding="utf-8")
+        manifest = {name: sha256_of(temporary / name) for name in FILES}
+        (temporary / "manifest.json").write_text(json.dumps({"sha256": manifest}, indent=2) + "\n", encoding="utf-8")
+        for name in (*FILES, "manifest.json"):
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint must not keep it full
+        raise
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)

@@ -17,14 +17,15 @@ class Journal:
 
     def resume(self, step: int) -> None:
         """Cut the metrics of steps after `step` (they will be written again), and any half-written line."""
-        if self.metrics_path.exists():
-            lines = [line for line in read_jsonl(self.metrics_path) if line["step"] <= step]
-            temporary = self.metrics_path.with_suffix(".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.metrics_path)
+        for path in (self.metrics_path, self.events_path):
+            if path.exists():
+                lines = [x for x in read_jsonl(path) if path == self.events_path or x["step"] <= step]
+                temporary = path.with_suffix(".tmp")
+                with temporary.open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
 
     def metric(self, **values: Any) -> None:
         """Append one step to metrics.jsonl."""

@@ -63,6 +63,6 @@ class StageSettings(Table):
     evaluate_bytes: Size = 100_000
     """Held-out text of each source that is scored during training, at most."""
     sample_every: PositiveSteps = 1000
-    sample_prompts: list[str] = ["The ", "def ", "Question: What is 23 + 19? Answer:"]
+    sample_prompts: tuple[str, ...] = ("The ", "def ", "Question: What is 23 + 19? Answer:")
     sentinel_every: PositiveSteps = 500
     """Steps between looks at the singular values of the Muon matrices and of their momentum."""

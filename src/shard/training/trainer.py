@@ -5,6 +5,7 @@ decides the result is a pure function of the recipe and the step, or stands in t
 """
 
 import signal
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -48,7 +49,7 @@ from shard.units import format_count, format_duration, format_size
 SAMPLE_TOKENS = 40
 
 
-class Interrupted(ShardError):
+class InterruptedRunError(ShardError):
     """A signal asked the run to stop; what was done is saved. Exits with 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -101,7 +102,7 @@ class Trainer:
             self.tokens = int(start.state["tokens"])
             self.branched_from = {"stage": start.state["stage"], "step": start.step, "tokens": self.tokens}
         self.journal.resume(self.step)
-        self._compute = torch.compile(self._loss) if stage.decisions.compile else self._loss
+        self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
         self._flops_per_token = flops_per_token(stage.config, stage.settings.sequence_length)
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
@@ -159,7 +160,7 @@ class Trainer:
         last = min(settings.steps, until or settings.steps)
         self._announce(last)
         self.journal.event("start", step=self.step, until=last)
-        first_here, started = self.step, time.monotonic()
+        recent: list[float] = []
         with _SignalFlag() as stop:
             while self.step < last:
                 begun = time.monotonic()
@@ -197,8 +198,8 @@ class Trainer:
                     "memory_bytes": memory_bytes(self.stage.device),
                 }
                 self.journal.metric(**record)
-                elapsed = time.monotonic() - started
-                self._show(record, last, elapsed / (self.step - first_here) * (last - self.step))
+                recent = [*recent, seconds][-20:]  # the median leaves out the step that compiled
+                self._show(record, last, statistics.median(recent) * (last - self.step))
                 if self._due(settings.sentinel_every, last):
                     self._look_for_rank_loss()
                 if self._due(settings.sample_every, last):
@@ -207,7 +208,7 @@ class Trainer:
                     self.save()
                 if stop.signal_number:
                     self.reporter.end_progress()
-                    raise Interrupted(
+                    raise InterruptedRunError(
                         f"{self.stage.name}: interrupted after step {self.step} of {settings.steps}, saved; "
                         "the same command goes on from there",
                         stop.signal_number,
@@ -266,8 +267,8 @@ class Trainer:
             num_lost, num_values = sum(s.num_lost for s in lost), sum(s.num_values for s in spectra)
             self.reporter.warn(
                 f"sentinel, step {self.step}: rank loss, {num_lost} of {num_values:,} singular values are below what "
-                f"Newton-Schulz restores, in {len(lost)} of {len(spectra)} matrices; worst {worst.name} ({worst.what}), "
-                f"smallest / largest {worst.ratio:.1e}"
+                f"Newton-Schulz restores, in {len(lost)} of {len(spectra)} matrices; worst {worst.name} "
+                f"({worst.what}), smallest / largest {worst.ratio:.1e}"
             )
 
     def _sample(self) -> None:
@@ -313,7 +314,7 @@ class _SignalFlag(AbstractContextManager["_SignalFlag"]):
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if self.signal_number is not None:
-            raise Interrupted("stopped at once; the last checkpoint is untouched", number)
+            raise InterruptedRunError("stopped at once; the last checkpoint is untouched", number)
         self.signal_number = number
 
     def __enter__(self) -> Self:
