@@ -139,7 +139,7 @@ def generate(
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token (the default).")] = False,
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     no_cache: Annotated[
         bool,
@@ -272,6 +272,9 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:  # no space, no permission, a file where a folder is needed: it names the path
+        print(f"shard: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:

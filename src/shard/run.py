@@ -35,7 +35,7 @@ class Run:
                 raise ShardError(
                     f"{folder} is not a run folder (it has no recipe.toml): start one with `shard run RECIPE`"
                 )
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ShardError(f"{folder} is neither empty nor a run folder: choose another --out")
             write_text(path, recipe.to_toml())
             return cls(folder, recipe)
@@ -117,14 +117,31 @@ class Run:
         return hashes
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage is finished with the inputs that it would have now."""
+        """Whether a stage is finished with the inputs that it would have now, and its result is still there."""
         entry = self.manifest["stages"].get(stage, {})
         if entry.get("status") == "imported":
             return True
         try:
-            return entry.get("status") == "done" and entry.get("inputs") == self.inputs(stage)
+            is_current = entry.get("status") == "done" and entry.get("inputs") == self.inputs(stage)
+            return is_current and self._has_result(stage)
         except (ShardError, OSError):
             return False
+
+    def _has_result(self, stage: str) -> bool:
+        """Whether the files of a stage are there: they may have been lost, or moved away to begin anew."""
+        match stage:
+            case "tokenizer":
+                return self.tokenizer_path.is_file()
+            case "data":
+                return all(shards.TokenStream.open(self.data / name) for name in self.recipe.sources)
+            case "pretrain" | "anneal":
+                return any((self.folder / stage / "checkpoints").glob("step-*"))
+            case "evaluate":
+                return (self.folder / "evaluation.json").is_file()
+            case "bench":
+                return (self.folder / "benchmark.json").is_file()
+            case _:
+                return (self.folder / "release" / "SHA256SUMS").is_file()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

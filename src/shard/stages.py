@@ -30,17 +30,19 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     sample_path = run.folder / "tokenizer" / "sample.json"
     if run.is_done("tokenizer"):
         return _skipped(reporter, "tokenizer", read_json(sample_path, "it is missing") if sample_path.exists() else {})
-    from shard.data.tokenizer_sample import predicted_memory, train_on_sample
+    from shard.data.tokenizer_sample import predict_memory, sample_shares, train_on_sample, training_sizes
     from shard.environment import total_memory
 
     r = run.recipe
     with run.stage("tokenizer"):
         _collect(run, reporter)
-        sizes = sum(documents.read_ledger(run.data / name)["bytes"]["train"] for name in r.sources)
-        predicted = predicted_memory(min(r.tokenizer.sample_bytes, sizes))
+        sizes = training_sizes(run.data, r.sources)
+        shares = sample_shares(_token_weights(run), sizes, r.tokenizer.sample_bytes)
+        predicted = predict_memory(run.data, shares, sizes)
+        sample_bytes = sum(share * sizes[name] for name, share in shares.items())
         reporter.line(
-            f"tokenizer: {r.config.vocab_size} tokens from at most {format_size(min(r.tokenizer.sample_bytes, sizes))} "
-            f"of text; predicted memory at most {format_size(predicted)}"
+            f"tokenizer: {r.config.vocab_size} tokens from {format_size(sample_bytes)} of text; "
+            f"predicted memory at most {format_size(predicted)}"
         )
         if predicted > 0.9 * total_memory():
             raise ShardError(
@@ -48,9 +50,8 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
                 f"{format_size(total_memory())}: lower tokenizer.sample_bytes"
             )
         run.tokenizer_path.parent.mkdir(parents=True, exist_ok=True)
-        sample = train_on_sample(
-            run.data, _token_weights(run), r.tokenizer.sample_bytes, r.config.vocab_size, r.seed, run.tokenizer_path
-        )
+        sample = train_on_sample(run.data, shares, r.config.vocab_size, r.seed, run.tokenizer_path)
+        sample["predicted_memory_bytes"] = predicted
         if sample["vocab_size"] < r.config.vocab_size:
             reporter.warn(
                 f"the text gives only {sample['vocab_size']} tokens; the other {r.config.vocab_size} - "
@@ -100,7 +101,9 @@ def data(run: Run, reporter: Reporter) -> Result:
 
 def pretrain(run: Run, reporter: Reporter, until: int | None = None) -> Result:
     """Train from nothing, to the end or to step `until`."""
-    if run.manifest["stages"].get("pretrain", {}).get("status") == "imported" or run.is_done("pretrain"):
+    if until is not None and not 1 <= until <= run.recipe.pretrain.steps:
+        raise UsageError(f"--until {until}: pretrain has steps 1 to {run.recipe.pretrain.steps}")
+    if run.is_done("pretrain"):
         return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
     _require(run, reporter, "data")
     return _train(run, reporter, "pretrain", until, start_from=None)
@@ -260,8 +263,6 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
     from shard.training.trainer import Stage, Trainer
 
     r, settings = run.recipe, getattr(run.recipe, name)
-    if until is not None and not 1 <= until <= settings.steps:
-        raise UsageError(f"--until {until}: {name} has steps 1 to {settings.steps}")
     device = choose_device()
     tok = load_tokenizer(run.tokenizer_path)
     separator_id = _separator_id(run)

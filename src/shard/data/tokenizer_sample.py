@@ -5,18 +5,23 @@ own: so the sample is bounded, recorded, and its memory predicted before it star
 """
 
 import hashlib
+import math
+import re
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shard.data.documents import TRAIN, read_documents, read_ledger
 from shard.tokenizer import train_tokenizer
 
-# Measured (docs/data.md): peak growth of the process for each byte of sample text, rounded up.
-MEMORY_PER_BYTE = 12
+# Measured (docs/data.md): the process grew by 900 to 1,640 bytes for each distinct word of the sample.
+MEMORY_PER_WORD = 1700
 MEMORY_FLOOR = 100_000_000
+PREFIX_CHARACTERS = 1_000_000  # read of each source to see how its vocabulary grows
+
+_WORD = re.compile(r"\w+|[^\w\s]+")
 
 
 def sample_shares(weights: Mapping[str, float], sizes: Mapping[str, int], sample_bytes: int) -> dict[str, float]:
@@ -36,9 +41,35 @@ def sample_shares(weights: Mapping[str, float], sizes: Mapping[str, int], sample
     return {name: wanted[name] / sizes[name] if sizes[name] else 0.0 for name in weights}
 
 
-def predicted_memory(sample_bytes: int) -> int:
-    """Memory in bytes that training a tokenizer on so much text takes, at most, as far as was measured."""
-    return MEMORY_FLOOR + MEMORY_PER_BYTE * sample_bytes
+def distinct_words(texts: Iterable[str], num_characters: float) -> float:
+    """How many distinct words so much text of this kind holds, by Heaps' law: words ~ characters^beta, with beta from
+    the first and the second half of a prefix (at most 1, where every word is new).
+    """
+    words: set[str] = set()
+    seen, half = 0, (0, 0)
+    for text in texts:
+        words.update(_WORD.findall(text))
+        seen += len(text)
+        if half[0] == 0 and seen >= PREFIX_CHARACTERS / 2:
+            half = (seen, len(words))
+        if seen >= PREFIX_CHARACTERS:
+            break
+    if seen >= num_characters or half[0] in (0, seen):
+        return len(words) * max(1.0, num_characters / max(1, seen))
+    beta = min(1.0, math.log(len(words) / half[1]) / math.log(seen / half[0]))
+    return len(words) * (num_characters / seen) ** beta
+
+
+def predict_memory(folder: Path, shares: Mapping[str, float], sizes: Mapping[str, int]) -> int:
+    """Memory in bytes that training the tokenizer on these shares of the sources takes, at most, as far as was
+    measured: it grows with the number of distinct words.
+    """
+    num_words = sum(
+        distinct_words(read_documents(folder / name, TRAIN), share * sizes[name])
+        for name, share in shares.items()
+        if share > 0
+    )
+    return round(MEMORY_FLOOR + MEMORY_PER_WORD * num_words)
 
 
 def peak_memory() -> int:
@@ -47,12 +78,18 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def training_sizes(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Bytes to train on of each source."""
+    return {name: read_ledger(folder / name)["bytes"]["train"] for name in names}
+
+
 def train_on_sample(
-    folder: Path, weights: Mapping[str, float], sample_bytes: int, vocab_size: int, seed: int, path: Path
+    folder: Path, shares: Mapping[str, float], vocab_size: int, seed: int, path: Path
 ) -> dict[str, Any]:
-    """Train a tokenizer on a sample of the documents below `folder`, save it at `path`; the record of the sample."""
-    sizes = {name: read_ledger(folder / name)["bytes"]["train"] for name in weights}
-    shares = sample_shares(weights, sizes, sample_bytes)
+    """Train a tokenizer on these shares of the documents below `folder`, save it at `path`; the record of the sample.
+
+    A document is in the sample by a hash of its number, so that a share is spread over the whole source.
+    """
     record: dict[str, Any] = {
         "sources": {name: {"share": round(share, 6), "documents": 0, "bytes": 0} for name, share in shares.items()}
     }
@@ -75,7 +112,7 @@ def train_on_sample(
         "vocab_size": tokenizer.get_vocab_size(),
         "bytes": sum(source["bytes"] for source in record["sources"].values()),
         "sha256": digest.hexdigest(),
-        "predicted_memory_bytes": predicted_memory(min(sample_bytes, sum(sizes.values()))),
-        "measured_memory_bytes": max(0, peak_memory() - before),
+        # Of the whole process: no growth is seen while it stays below an earlier peak.
+        "peak_memory_growth_bytes": max(0, peak_memory() - before),
     }
     return record

@@ -34,7 +34,11 @@ class Session:
         return cls(loaded, max_tokens, temperature, top_p, seed, use_cache)
 
     def stream(self, prompt: str) -> Iterator[str]:
-        """The prompt and its continuation, in pieces. UsageError for a prompt that fills the model's context."""
+        """The prompt and its continuation, in pieces. UsageError for a prompt that is no text, or fills the context."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the prompt is not Unicode text: set the terminal and its locale to UTF-8") from None
         ids = self.loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.loaded.separator_id]
         context = self.loaded.model.config.max_sequence_length
         if len(ids) >= context:

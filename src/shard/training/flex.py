@@ -40,7 +40,7 @@ def flex_attention_works(device: torch.device, dtype: torch.dtype) -> tuple[bool
         expected = local_attention(q, k, v, 128)
         expected_grads = torch.autograd.grad(expected.float().square().sum(), (q, k, v))
         pairs = zip((got, *got_grads), (expected, *expected_grads), strict=True)
-        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+        worst = max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)
     except Exception as error:  # a kernel that does not fit this GPU can fail in many ways
         return False, f"FlexAttention fails on this GPU ({str(error).strip().splitlines()[0][:100]})"
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-3
