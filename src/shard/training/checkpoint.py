@@ -77,9 +77,12 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, half a checkpoint must not keep it full
         raise
+    # Of an existing checkpoint of this step there is a whole one at any moment, under this name or the other.
+    replaced = folder / f".tmp-replaced-{final.name}"
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     temporary.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     sync_folder(folder)
     return final
 

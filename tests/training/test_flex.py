@@ -1,0 +1,63 @@
+"""FlexAttention computes the same function as block-local attention; its kernels themselves need a GPU."""
+
+import pytest
+import torch
+
+from shard.model import local_attention
+from shard.training.flex import flex_attention_works, flex_local_attention, sliding_window_mask
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 16, 40, 130, 300])
+def test_equals_local_attention_uncompiled(num_tokens):
+    torch.manual_seed(num_tokens)
+    q, k, v = (torch.randn(2, 3, num_tokens, 16) for _ in range(3))
+    window = 8
+    torch.testing.assert_close(
+        flex_local_attention(q, k, v, window), local_attention(q, k, v, window), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_masks_are_made_once_for_each_shape():
+    sliding_window_mask.cache_clear()
+    cpu = torch.device("cpu")
+    first = sliding_window_mask(64, 8, cpu)
+    assert sliding_window_mask(64, 8, cpu) is first
+    assert sliding_window_mask(64, 9, cpu) is not first
+
+
+def test_blocks_out_of_sight_are_left_out():
+    """2048 tokens in blocks of 128 with a window of 256: a block of queries touches at most three of keys."""
+    mask = sliding_window_mask(2048, 256, torch.device("cpu"))
+    touched = mask.to_dense()[0, 0].sum(dim=-1)
+    assert touched.tolist() == [1, 2] + [3] * 14
+
+
+def test_a_probe_that_fails_gives_its_reason(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("out of shared memory\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    works, reason = flex_attention_works(torch.device("cpu"), torch.float32)
+    assert not works
+    assert reason == "FlexAttention fails on this GPU (out of shared memory)"
+
+
+def test_a_probe_that_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, window: local_attention(q, k, v, window - 1))
+    works, reason = flex_attention_works(torch.device("cpu"), torch.float32)
+    assert not works
+    assert "differs from block-local attention" in reason
+
+
+def test_a_probe_that_agrees_is_used(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: local_attention)
+    assert flex_attention_works(torch.device("cpu"), torch.float32)[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's kernels run on CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probe_on_this_gpu_gives_an_answer(dtype):
+    works, reason = flex_attention_works(torch.device("cuda"), dtype)
+    assert isinstance(works, bool)
+    assert reason
