@@ -22,9 +22,17 @@ from shard.tokenizer import load_tokenizer
 LEDGER = "tokens.json"
 _BATCH = 512  # documents encoded at once
 _CHECK_EVERY = 64  # documents between those that are encoded by `tokenizers` as well
-# Where tokie 0.1.4 cuts text in other places than Qwen2's pattern: white space other than spaces and line ends (a tab
-# only before punctuation), and blank lines that hold spaces. Found by comparing both on random text.
-_CUT_DIFFERENTLY = re.compile(r"[^\S \r\n](?:(?<!\t)|(?![\s\w])|_)|[\r\n][ \t]+[\r\n]")
+# Where tokie 0.1.4 cuts text in other places than Qwen2's pattern, found by comparing both on every character and on
+# random text: white space other than spaces and line ends (a tab only before punctuation), blank lines that hold
+# spaces, and what the two count as letters: Roman numerals, circled letters, the long s ('s), scripts of the newest
+# Unicode (beyond U+FFFF by whole ranges; emoji and common ideographs stay with the fast encoder). Both patterns start
+# with one set of characters, which `re` looks for quickly.
+_CUT_DIFFERENTLY = re.compile(
+    r"[\t\x0b\x0c\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    r"\u017f\u088f\u0897\u0c5c\u0cdc\u16ee-\u16f0\u2160-\u2188\u24b6-\u24e9\u3007\u3021-\u303a\ua6e6-\ua6ef\ua7ce-\ua7f1"
+    r"\U00010000-\U0001f1ff\U0002a6e0-\U0010ffff](?:(?<!\t)|(?![\s\w])|_)"
+)
+_BLANK_LINE = re.compile(r"[\r\n][ \t]+[\r\n]")
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -61,7 +69,9 @@ class BulkEncoder:
 
     def _needs_reference(self, text: str) -> bool:
         """Whether tokie may be wrong: it also turns the literal text of an added token into its id."""
-        return _CUT_DIFFERENTLY.search(text) is not None or any(content in text for content in self._added)
+        return bool(
+            _CUT_DIFFERENTLY.search(text) or _BLANK_LINE.search(text) or any(content in text for content in self._added)
+        )
 
 
 def write_shards(

@@ -1,0 +1,359 @@
+"""The command line: verbs and options are frozen, and a mistake is one line with an exit code, never a traceback."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from shard import __version__
+from shard.cli import app
+from shard.run import STAGES
+
+Shard = Callable[..., Any]
+
+STAGE = ["--data", "--json", "--out", "--set", "recipe"]
+VERBS = {
+    "run": STAGE,
+    "tokenizer": STAGE,
+    "data": STAGE,
+    "pretrain": [*STAGE, "--until"],
+    "anneal": [*STAGE, "--from-step"],
+    "evaluate": STAGE,
+    "bench": STAGE,
+    "release": STAGE,
+    "generate": [
+        *("--dtype", "--greedy", "--interactive", "-i", "--json", "--max-tokens", "--no-cache", "--seed"),
+        *("--temperature", "--top-p", "model", "prompt"),
+    ],
+    "import": ["--data", "--json", "--out", "--recipe", "--set", "bundle"],
+    "plan": ["--data", "--json", "--no-probe", "--probe", "--set", "recipe"],
+    "status": ["--json", "folder"],
+    "doctor": ["--json"],
+    "recipes": [],
+}
+"""What scripts of users rely on. A verb or an option may be added here; one that is taken away breaks somebody."""
+
+
+def one_line(outcome: Any, code: int) -> str:
+    """The message of a mistake: one line on stderr beside what progress was printed, and nothing on stdout."""
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert outcome.err.endswith("\n")
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("shard: ")
+    assert outcome.err.count("shard: ") == 1
+    return last
+
+
+def test_the_verbs_and_their_options_are_frozen() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {}
+    for name, command in commands.items():
+        names = [n for p in command.params for n in ([*p.opts, *p.secondary_opts] if p.opts[0][0] == "-" else [p.name])]
+        found[name] = sorted(names)
+    assert found == {name: sorted(options) for name, options in VERBS.items()}
+
+
+def test_help_lists_every_verb(shard: Shard) -> None:
+    outcome = shard("--help")
+    assert outcome.code == 0
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", outcome.out)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(shard: Shard, verb: str) -> None:
+    outcome = shard(verb, "-h")
+    assert outcome.code == 0
+    assert "Usage" in outcome.out
+
+
+def test_help_and_recipes_do_not_import_torch() -> None:
+    """`shard --help` answers in under half a second; importing torch alone takes longer."""
+    code = """
+import sys
+from shard.cli import main
+def imported_by(*commands):
+    for arguments in commands:
+        try:
+            main(arguments)
+        except SystemExit:
+            pass
+    return {"torch", "numpy", "tokenizers", "pyarrow", "safetensors"} & sys.modules.keys()
+assert not (heavy := imported_by(["--help"], ["run", "--help"], ["recipes"])), heavy
+assert "torch" not in imported_by(["status", "/nowhere"], ["run", "typo"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs_and_gives_its_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "shard", "run", "typo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_version(shard: Shard) -> None:
+    assert shard("--version").out == f"{__version__}\n"
+
+
+def test_recipes_are_listed(shard: Shard) -> None:
+    lines = shard("recipes").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["quickstart", "shard-40m-v1"]
+
+
+# Mistakes in the arguments and the recipe: 2, before any work.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["run", "quikstart"], "did you mean quickstart?"),
+        (["plan", "quikstart"], "did you mean quickstart?"),
+        (["run", "quickstart", "--set", "pretrain.stps=5"], "did you mean steps?"),
+        (["run", "quickstart", "--set", "pretrain.steps=-5"], "pretrain.steps"),
+        (["run", "quickstart", "--set", "pretrain.steps=1e99"], "pretrain.steps"),
+        (["run", "quickstart", "--set", "model.vocab_size=99999999999999999999"], "model.vocab_size"),
+        (["run", "quickstart", "--set", "pretrain.precision=fp7"], "pretrain.precision"),
+        (["run", "quickstart", "--set", "pretrain"], "table.key=value"),
+        (["run", "quickstart", "--data", "no-such-folder"], "no-such-folder"),
+        (["import", "no-such-bundle"], "no-such-bundle"),
+    ],
+)
+def test_a_wrong_argument_or_recipe_is_found_before_any_work(
+    shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fragment: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = shard(*arguments)
+    assert fragment in one_line(outcome, 2)
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["generate"],
+        ["import"],
+        ["fly"],
+        ["run", "quickstart", "--fast"],
+        ["run", "quickstart", "--out"],
+        ["run", "quickstart", "extra"],
+        ["pretrain", "quickstart", "--until", "soon"],
+        ["anneal", "quickstart", "--from-step", "1.5"],
+        ["generate", "x", "--max-tokens", "0"],
+        ["generate", "x", "--top-p", "2"],
+        ["generate", "x", "--temperature", "-1"],
+        ["generate", "x", "--seed", "-1"],
+        ["generate", "x", "--seed", "99999999999999999999"],
+    ],
+)
+def test_a_usage_error_of_the_parser_is_2(shard: Shard, arguments: list[str]) -> None:
+    outcome = shard(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "Error" in outcome.err
+
+
+def test_greedy_with_a_temperature_is_refused(shard: Shard, finished_run: Path) -> None:
+    assert "exclude" in one_line(shard("generate", finished_run, "x", "--greedy", "--temperature", "1"), 2)
+
+
+def test_an_unknown_dtype_is_refused_with_the_choices(shard: Shard, finished_run: Path) -> None:
+    assert "bf16, fp32" in one_line(shard("generate", finished_run, "x", "--dtype", "fp7"), 2)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-cache"], ["--json"]])
+def test_a_prompt_longer_than_the_context_is_refused(shard: Shard, finished_run: Path, options: list[str]) -> None:
+    message = one_line(shard("generate", finished_run, "12 " * 200, *options), 2)
+    assert "context is 128" in message
+
+
+def test_until_beyond_the_steps_is_refused_before_any_work(shard: Shard, tiny: list[str], tmp_path: Path) -> None:
+    for until in ("5", "0", "-1"):
+        outcome = shard("pretrain", *tiny, "--out", tmp_path / "run", "--until", until)
+        assert "steps 1 to 4" in one_line(outcome, 2)
+        assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_set_with_a_run_folder_is_refused(shard: Shard, finished_run: Path, text_folder: Path) -> None:
+    for option, value in (("--set", "seed=1"), ("--data", text_folder), ("--out", "elsewhere")):
+        assert "is a run folder and has its recipe" in one_line(shard("run", finished_run, option, value), 2)
+
+
+# What is wrong outside the arguments: 1.
+
+
+def test_a_run_folder_of_another_recipe_is_refused_with_the_key(
+    shard: Shard, tiny: list[str], finished_run: Path
+) -> None:
+    outcome = shard("run", *tiny, "--set", "pretrain.lr_muon=0.5", "--out", finished_run)
+    assert "pretrain.lr_muon is 0.02 there and 0.5 here" in one_line(outcome, 1)
+
+
+def test_a_foreign_folder_and_a_file_are_refused_as_out(shard: Shard, tiny: list[str], text_folder: Path) -> None:
+    assert "choose another --out" in one_line(shard("run", *tiny, "--out", text_folder), 1)
+    assert "choose another --out" in one_line(shard("run", *tiny, "--out", text_folder / "00.txt"), 1)
+
+
+def test_what_the_disk_refuses_is_one_line(shard: Shard, tiny: list[str], text_folder: Path) -> None:
+    assert "00.txt" in one_line(shard("run", *tiny, "--out", text_folder / "00.txt" / "below"), 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "fragments"),
+    [
+        ({}, ["holds no text files"]),
+        ({"a.txt": b""}, ["sources.text", "no text was found"]),
+        ({"a.bin": b"x"}, ["holds no text files"]),
+        ({"a.txt": b"caf\xe9 " * 100, "b.txt": b"text"}, ["a.txt", "not UTF-8", "offset 3"]),
+        ({"a.jsonl": b'{"text": "x"}\n{"text": '}, ["a.jsonl", "line 2", "not JSON"]),
+        ({"a.parquet": b"PAR1 no"}, ["a.parquet", "broken parquet"]),
+        ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"three"}, ["smaller than one batch", "add text"]),
+    ],
+    ids=["empty folder", "empty file", "no text", "not UTF-8", "not JSON", "not parquet", "less than a batch"],
+)
+def test_data_that_cannot_be_trained_on_is_named(
+    shard: Shard, tiny: list[str], tmp_path: Path, files: dict[str, bytes], fragments: list[str]
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    message = one_line(shard("pretrain", *tiny, "--data", folder, "--out", tmp_path / "run"), 1)
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_hub_sources_say_what_to_do_instead(shard: Shard, tmp_path: Path) -> None:
+    assert "--data PATH" in one_line(shard("tokenizer", "shard-40m-v1", "--out", tmp_path / "run"), 1)
+
+
+def test_generate_needs_a_model(shard: Shard, tokenized_run: Path, tmp_path: Path) -> None:
+    assert "no checkpoint yet" in one_line(shard("generate", tokenized_run, "x"), 1)
+    assert "no checkpoint yet" in one_line(shard("generate", tmp_path, "x"), 1)
+    assert "does not exist" in one_line(shard("generate", tmp_path / "typo", "x"), 1)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "bench", "release"])
+def test_what_follows_training_needs_a_checkpoint(shard: Shard, tokenized_run: Path, tmp_path: Path, verb: str) -> None:
+    run = Path(shutil.copytree(tokenized_run, tmp_path / "run"))
+    assert "no checkpoint yet" in one_line(shard(verb, run), 1)
+
+
+def test_anneal_needs_a_pretraining(shard: Shard, tokenized_run: Path) -> None:
+    assert f"run `shard pretrain {tokenized_run}` first" in one_line(shard("anneal", tokenized_run), 1)
+
+
+def test_from_step_has_to_exist(shard: Shard, finished_run: Path) -> None:
+    message = one_line(shard("anneal", finished_run, "--from-step", "77"), 1)
+    assert "no pretrain checkpoint of step 77; there are 1, 2, 3, 4" in message
+
+
+def test_an_anneal_cannot_change_where_it_began(shard: Shard, finished_run: Path) -> None:
+    message = one_line(shard("anneal", finished_run, "--from-step", "2"), 1)
+    assert "began from pretrain step 4, not 2" in message
+
+
+@pytest.mark.parametrize("folder", ["", "typo"])
+def test_status_of_no_run(shard: Shard, tmp_path: Path, folder: str) -> None:
+    assert "holds no run" in one_line(shard("status", tmp_path / folder), 1)
+
+
+def test_import_of_what_is_no_bundle(shard: Shard, tiny: list[str], text_folder: Path) -> None:
+    outcome = shard("import", text_folder, "--recipe", *tiny)
+    assert "not a release bundle" in one_line(outcome, 1)
+
+
+def test_a_prompt_that_is_no_unicode_is_one_line(shard: Shard, finished_run: Path) -> None:
+    """What a terminal in another encoding hands over."""
+    assert "prompt" in one_line(shard("generate", finished_run, "caf\udce9"), 2)
+
+
+# Results.
+
+
+def test_status_as_json_and_as_text(shard: Shard, finished_run: Path, tokenized_run: Path) -> None:
+    (status,) = json.loads(shard("status", finished_run, "--json").out)
+    assert status["stages"] == dict.fromkeys(STAGES, "done")
+    assert (status["training_stage"], status["step"], status["steps"], status["seconds_left"]) == ("anneal", 3, 3, 0.0)
+    assert set(status["bits_per_byte"]) == {"text"}
+    text = shard("status", finished_run.parent).out
+    assert text.startswith(f"{finished_run}: finished, anneal step 3 of 3, loss ")
+    (status,) = json.loads(shard("status", tokenized_run, "--json").out)
+    assert (status["stage"], status["status"]) == ("pretrain", "not started")
+
+
+def test_plan_counts_the_reference_to_the_parameter(shard: Shard) -> None:
+    plan = json.loads(shard("plan", "shard-40m-v1", "--no-probe", "--json").out)
+    assert plan["parameters"] == 54_538_752
+    assert sum(plan["parameters_by_role"].values()) == 54_538_752
+    assert plan["stages"]["pretrain"]["tokens"] == 100_000 * 131_072
+    assert plan["chinchilla_tokens"] == 20 * 54_538_752
+    text = shard("plan", "shard-40m-v1", "--no-probe").out
+    assert "54,538,752" in text
+    assert "tokens/s" not in text, "nothing was measured"
+
+
+def test_plan_measures_a_speed_and_makes_no_folder(
+    shard: Shard, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = json.loads(shard("plan", *tiny, "--json").out)
+    assert all(stage["tokens_per_second"] > 0 for stage in plan["stages"].values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_of_a_run_folder(shard: Shard, finished_run: Path) -> None:
+    plan = json.loads(shard("plan", finished_run, "--no-probe", "--json").out)
+    assert (plan["stages"]["pretrain"]["steps"], plan["stages"]["anneal"]["steps"]) == (4, 3)
+
+
+def test_doctor_as_json_and_as_text(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shard.environment.choose_compile", lambda device: (False, "not tried in a test"))
+    result = json.loads(shard("doctor", "--json").out)
+    assert result["device_type"] == "cpu"
+    assert result["precision"] in ("bf16", "fp32")
+    assert {"shard", "torch", "python"} <= result["versions"].keys()
+    assert min(result["memory_bytes"], result["free_disk_bytes"]) > 0
+    text = shard("doctor").out
+    assert "no: not tried in a test" in text
+
+
+def test_every_result_on_stdout_is_json_alone(shard: Shard, finished_run: Path) -> None:
+    for verb in ("run", *STAGES):
+        outcome = shard(verb, finished_run, "--json")
+        assert outcome.code == 0
+        assert json.loads(outcome.out)
+        assert "done already" in outcome.err
+
+
+def test_generate_prints_the_prompt_and_its_continuation(shard: Shard, finished_run: Path) -> None:
+    options = ["--max-tokens", "5"]
+    text = shard("generate", finished_run, "abc", *options).out
+    assert text.startswith("abc")
+    as_json = json.loads(shard("generate", finished_run, "abc", *options, "--json").out)
+    assert as_json == {"prompt": "abc", "text": text.removesuffix("\n")}
+    assert shard("generate", finished_run, "abc", *options, "--greedy", "--no-cache").out[:4] == text[:4]
+    checkpoint = finished_run / "anneal" / "checkpoints" / "step-00000003"
+    assert shard("generate", checkpoint, "abc", *options).out == text
+
+
+def test_sampling_follows_its_seed(shard: Shard, finished_run: Path) -> None:
+    def draw(seed: int, top_p: float) -> str:
+        options = ["--temperature", 1.5, "--max-tokens", 30, "--seed", seed, "--top-p", top_p]
+        return shard("generate", finished_run, "abc", *options).out
+
+    assert draw(1, 1.0) == draw(1, 1.0)
+    assert draw(1, 1.0) != draw(2, 1.0)
+    assert draw(1, 0.0) == draw(2, 0.0), "only the likeliest is left"
