@@ -86,9 +86,8 @@ def real_keys(table: type) -> dict[str, tuple[Any, Any]]:
         found: dict[str, tuple[Any, Any]] = {}
         for name, field in table.model_fields.items():
             default = ... if field.is_required() else field.get_default(call_default_factory=True)
-            # Settings within metadata (Size) read "1GB" as a recipe does.
-            kind = field.rebuild_annotation()
-            found[name] = (kind, default)
+            # With its metadata, the type of a size reads "1GB" as a recipe does.
+            found[name] = (field.rebuild_annotation(), default)
         return found
     return {field.name: (field.type, field.default) for field in dataclasses.fields(table)}
 
@@ -124,6 +123,7 @@ def test_every_key_is_documented_with_its_default(heading: str, key: str) -> Non
         literal = tomllib.loads(f"x = {shown.strip('`')}")["x"]
         read = literal if table is Config else TypeAdapter(kind).validate_python(literal)
         assert (read, type(read)) == (default, type(default))
+        assert isinstance(literal, bool) == isinstance(default, bool), "pydantic would take 1 for true"
     for choice in choices(kind) if table is not Config else ():
         assert f'`"{choice}"`' in values, f"{key}: the choice {choice} is missing"
 

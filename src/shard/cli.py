@@ -173,8 +173,9 @@ def import_(
     json_: JsonOption = False,
 ) -> None:
     """Make a run folder from a bundle, to anneal from its pretraining."""
-    from shard.release.importer import import_bundle
+    from shard.release.importer import check_sums, import_bundle
 
+    check_sums(bundle)
     loaded = Recipe.load(recipe or str(bundle / "recipe.toml"), set_, data)
     folder = out or Path("runs") / f"{loaded.name}-imported"
     result = import_bundle(bundle, folder, loaded)

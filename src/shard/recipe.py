@@ -22,8 +22,12 @@ from shard.evaluation.settings import EvaluateSettings
 from shard.release.settings import ReleaseSettings
 from shard.training.settings import StageSettings
 
-NOT_INHERITED = {"steps", "warmup_steps", "decay_steps", "mix"}
+NOT_INHERITED = {"steps", "warmup_steps", "decay_steps", "mix", "muon_momentum_warmup_steps"}
 """Keys that [anneal] does not take over from [pretrain]."""
+
+
+# Beyond these a number is a slip of the keyboard: the largest models that anybody has trained stay below.
+LARGEST = {"hidden_size": 2**16, "intermediate_size": 2**18, "num_layers": 1000, "num_heads": 1024, "head_dim": 1024}
 
 
 class Recipe(Table):
@@ -56,6 +60,9 @@ class Recipe(Table):
             config = self.config
         except (TypeError, ValueError) as error:
             raise ValueError(f"model: {error}") from None
+        for key, limit in LARGEST.items():
+            if getattr(config, key) > limit:
+                raise ValueError(f"model.{key}: {getattr(config, key)} is beyond {limit}, the most that is allowed")
         if not 257 <= config.vocab_size <= 2**24:
             raise ValueError(f"model.vocab_size: must lie between 257 and {2**24}, not {config.vocab_size}")
         for name in self.sources:
@@ -178,6 +185,7 @@ def _inherit(tables: dict[str, Any]) -> None:
             if key not in NOT_INHERITED:
                 anneal.setdefault(key, value)
         anneal.setdefault("mix", pretrain.get("mix", {}))
+        anneal.setdefault("muon_momentum_warmup_steps", 0)  # the momentum itself comes from pretrain, warmed up
         steps, warmup_steps = anneal.get("steps"), anneal.get("warmup_steps", 0)
         if isinstance(steps, int) and isinstance(warmup_steps, int):
             anneal.setdefault("decay_steps", max(0, steps - warmup_steps))
@@ -222,6 +230,9 @@ def _one_line(error: ValidationError) -> str:
             message = "is missing"
         elif "input" in mistake and isinstance(mistake["input"], str | int | float | bool):
             message = f"{message}, not {mistake['input']!r}" if "not " not in message else message
+        # What [anneal] took over from [pretrain] is one mistake, not two.
+        if place.startswith("anneal.") and f"pretrain.{place.removeprefix('anneal.')}: {message}" in lines:
+            continue
         lines.append(f"{place}: {message}" if place else message)
     return "; ".join(dict.fromkeys(lines))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.data import documents, shards
+from shard.data.settings import HubSource
 from shard.errors import ShardError
 from shard.files import fingerprint, read_json, sha256_of, write_json, write_text
 from shard.recipe import Recipe
@@ -37,6 +38,9 @@ class Run:
                 )
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ShardError(f"{folder} is neither empty nor a run folder: choose another --out")
+            for name, source in recipe.sources.items():
+                if isinstance(source, HubSource):  # before there is a folder that would hold on to this recipe
+                    documents.refuse_hub_source(name, source)
             write_text(path, recipe.to_toml())
             return cls(folder, recipe)
         there = Recipe.load(str(path))
@@ -98,7 +102,7 @@ class Run:
                     r.seed, r.config.to_dict(), tables[stage], self._token_hashes(), sha256_of(self.tokenizer_path)
                 )
             case _:
-                from shard.inference.load import newest_checkpoint
+                from shard.training.checkpoint import newest_checkpoint
 
                 checkpoint = newest_checkpoint(self.folder)
                 return fingerprint(

@@ -7,7 +7,7 @@ that needs an earlier one runs it first; training needs an earlier training to b
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shard.console import Reporter
 from shard.data import documents
@@ -16,7 +16,17 @@ from shard.files import read_json, write_json
 from shard.run import STAGES, Run
 from shard.units import format_count, format_size
 
+if TYPE_CHECKING:
+    import torch
+
+    from shard.model import ShardLM
+    from shard.training.settings import StageSettings
+
 Result = dict[str, Any]
+
+# How the card's table of sampled outputs is drawn, and how many tokens the samples during training have.
+CARD_SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 0}
+TRAINING_SAMPLE_TOKENS = 40
 
 
 def run_all(run: Run, reporter: Reporter) -> Result:
@@ -150,20 +160,23 @@ def evaluate(run: Run, reporter: Reporter) -> Result:
     import torch
 
     from shard.environment import choose_device
-    from shard.evaluation.report import SAMPLE, draw_samples, evaluate_sources
+    from shard.evaluation.report import evaluate_sources
     from shard.inference.load import load_model
+    from shard.inference.sampling import complete_prompts
 
     def measure() -> Result:
         if not all((run.data / name / documents.LEDGER).exists() for name in run.recipe.sources):
             _collect(run, reporter)
         loaded = load_model(run.folder, torch.float32, choose_device())
         scores = evaluate_sources(loaded, run.data, list(run.recipe.sources), run.recipe.evaluate, reporter)
-        samples = draw_samples(loaded, run.recipe.release.prompts)
+        samples = complete_prompts(
+            loaded.model, loaded.tokenizer, loaded.separator_id, run.recipe.release.prompts, **CARD_SAMPLING
+        )
         return {
             "checkpoint": str(Path(loaded.origin).relative_to(run.folder)),
             "precision": "fp32",
             **scores,
-            "sampling": SAMPLE,
+            "sampling": CARD_SAMPLING,
             "samples": samples,
         }
 
@@ -256,7 +269,8 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
 
     from shard.data.loader import BatchLoader
     from shard.environment import choose_device, environment
-    from shard.evaluation.bits_per_byte import encode_heldout
+    from shard.evaluation.bits_per_byte import encode_heldout, score
+    from shard.inference.sampling import complete_prompts
     from shard.tokenizer import load_tokenizer
     from shard.training.checkpoint import load_checkpoint
     from shard.training.decisions import decide
@@ -275,7 +289,7 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
         # Each stage has an order of its own: else the anneal would begin with what pretrain began with.
         seed=r.seed * 2 + (name == "anneal"),
     )
-    _check_disk(run)
+    _check_resources(run, settings, device)
     for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
         if epochs > 4:
             reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
@@ -289,6 +303,15 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
         for source in r.sources
     }
     decisions = decide(name, settings, device, run.decisions_path)
+
+    def score_heldout(model: "ShardLM") -> dict[str, float]:
+        length = settings.sequence_length
+        scores = {source: score(model, texts, length, length, decisions.dtype) for source, texts in heldout.items()}
+        return {source: round(result.bits_per_byte, 5) for source, result in scores.items()}
+
+    def write_samples(model: "ShardLM") -> list[dict[str, str]]:
+        return complete_prompts(model, tok, separator_id, settings.sample_prompts, TRAINING_SAMPLE_TOKENS)
+
     stage = Stage(
         name=name,
         config=r.config,
@@ -296,9 +319,8 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
         seed=r.seed,
         folder=run.folder / name,
         loader=loader,
-        heldout=heldout,
-        tokenizer=tok,
-        separator_id=separator_id,
+        score=score_heldout,
+        sample=write_samples,
         fingerprint=run.inputs(name),
         decisions=decisions,
         device=device,
@@ -327,16 +349,22 @@ def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_fro
     return result
 
 
-def _check_disk(run: Run) -> None:
-    """A stage needs room for the checkpoints that it keeps, and one more while it is written."""
-    from shard.training.cost import checkpoint_bytes
+def _check_resources(run: Run, settings: "StageSettings", device: "torch.device") -> None:
+    """Before a stage: memory for the weights and the optimizer, disk for the checkpoints that it keeps and one more."""
+    from shard.environment import total_memory
+    from shard.training.cost import checkpoint_bytes, state_bytes
 
-    needed = checkpoint_bytes(run.recipe.config) * (run.recipe.pretrain.keep_last + 2)
-    free = shutil.disk_usage(run.folder).free
+    if device.type == "cpu" and state_bytes(run.recipe.config) > total_memory():
+        raise ShardError(
+            f"weights, gradients and optimizer state take {format_size(state_bytes(run.recipe.config))} and this "
+            f"machine has {format_size(total_memory())}: choose a smaller model"
+        )
+    kept = settings.keep_last + 2 + (settings.steps // settings.keep_every if settings.keep_every else 0)
+    needed, free = checkpoint_bytes(run.recipe.config) * kept, shutil.disk_usage(run.folder).free
     if free < needed:
         raise ShardError(
             f"{run.folder} has {format_size(free)} of free disk and checkpoints may take {format_size(needed)}: "
-            "make room, or choose an --out on another disk"
+            "make room, choose an --out on another disk, or keep fewer (keep_every)"
         )
 
 

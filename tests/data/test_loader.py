@@ -121,27 +121,6 @@ def test_an_error_while_reading_ahead_is_raised_when_it_is_asked_for(
         loader.fetch(1)
 
 
-def test_other_seeds_and_data_have_other_fingerprints(loader: BatchLoader, folder: Path) -> None:
-    write_tokens(folder / "d", 0, 500)
-    options = {"mix": MIX, "sequence_length": LENGTH, "tokens_per_step": LENGTH * ROWS, "block": 10, "seed": 1}
-    changes = (
-        {},
-        {"seed": 2},
-        {"block": 20},
-        {"tokens_per_step": LENGTH},
-        {"sequence_length": 4},
-        {"mix": MIX | {"a": 0.6}},
-        {"mix": {"d": 1.0}},
-    )
-    fingerprints = []
-    for change in changes:
-        other = BatchLoader(folder, **(options | change))
-        fingerprints.append(other.fingerprint)
-        other.close()
-    assert fingerprints[0] == loader.fingerprint
-    assert len(set(fingerprints)) == len(changes)
-
-
 def error_of(folder: Path, mix: dict[str, float], rows: int, block: int = 10) -> str:
     with pytest.raises(ShardError) as caught:
         BatchLoader(folder, mix, LENGTH, LENGTH * rows, block, seed=1)

@@ -95,6 +95,16 @@ def test_random_text_is_encoded_as_tokenizers_does(encoder: BulkEncoder, tokeniz
     assert encoded(encoder, texts) == expected_ids(tokenizer_path, texts)
 
 
+def test_characters_are_letters_where_tokenizers_says_so(tmp_path: Path) -> None:
+    """Each between letters and between signs, in a tokenizer that knows each of those words as one token."""
+    characters = {chr(code) for code in random.Random(5).sample([*range(0x80, 0xD800), *range(0xE000, 0x40000)], 2000)}
+    characters |= set("ⅧⅷⒶⓩ²½٣ʰǅ\u3007\u3021\u303a\u16ee\ua6e6\u088f\u0897\U00010140\U0001f130\U00012400\U000323b0🙂")
+    texts = [text for c in sorted(characters) for text in (f"x{c}y", f"!{c}?")]
+    train_tokenizer(texts * 2, 100_000).save(str(tmp_path / "tokenizer.json"))
+    encoder = BulkEncoder(tmp_path / "tokenizer.json")
+    assert encoded(encoder, ["x", *texts])[1:] == expected_ids(tmp_path / "tokenizer.json", texts)
+
+
 def test_most_plain_text_goes_the_fast_way(encoder: BulkEncoder) -> None:
     """What sends text to the slow encoder is rare: else the fast one would be no use."""
     texts = ["def f(x):\n    return x * 2\n\n\nprint('é', f(3))\n", "One.\r\n\r\nTwo.", "\tname = 3", "日本語。"]

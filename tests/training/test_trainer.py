@@ -13,8 +13,9 @@ from shard.config import Config
 from shard.console import Reporter
 from shard.data.loader import BatchLoader
 from shard.errors import ShardError
-from shard.evaluation.bits_per_byte import encode_heldout
+from shard.evaluation.bits_per_byte import encode_heldout, score
 from shard.files import write_json
+from shard.inference.sampling import complete_prompts
 from shard.tokenizer import train_tokenizer
 from shard.training.checkpoint import list_steps, load_checkpoint
 from shard.training.decisions import Decisions
@@ -76,6 +77,7 @@ def make_trainer(data: Path, folder: Path, micro_batch: int = 8, compiled: bool 
         }
     )
     tokenizer = load_tokenizer(data / "tokenizer.json")
+    heldout = encode_heldout(TEXTS[:5], tokenizer, 0, None)
     stage = Stage(
         name="pretrain",
         config=CONFIG,
@@ -83,9 +85,8 @@ def make_trainer(data: Path, folder: Path, micro_batch: int = 8, compiled: bool 
         seed=7,
         folder=folder,
         loader=BatchLoader(data, settings.mix, settings.sequence_length, settings.tokens_per_step, 16, seed=7),
-        heldout={"a": encode_heldout(TEXTS[:5], tokenizer, 0, None)},
-        tokenizer=tokenizer,
-        separator_id=0,
+        score=lambda model: {"a": score(model, heldout, 32, 32, torch.float32).bits_per_byte},
+        sample=lambda model: complete_prompts(model, tokenizer, 0, settings.sample_prompts, 10),
         fingerprint="tiny",
         decisions=Decisions("fp32", "fp32", compiled, micro_batch, False, {"precision": "", "compile": ""}),
         device=torch.device("cpu"),

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shard.data.document import Document
 from shard.data.installed import package_versions, read_installed
@@ -42,10 +42,15 @@ def read_source(name: str, source: AnySource) -> Iterator[Document]:
         case TextSource():
             return read_text_files(Path(source.path), source.text_column)
         case HubSource():
-            raise ShardError(
-                f"sources.{name}: datasets of the hub ({source.repository}) are not read in this version: "
-                "train on local text with --data PATH"
-            )
+            return refuse_hub_source(name, source)
+
+
+def refuse_hub_source(name: str, source: HubSource) -> NoReturn:
+    """ShardError: this version reads no datasets of the hub."""
+    raise ShardError(
+        f"sources.{name}: datasets of the hub ({source.repository}) are not read in this version: "
+        "train on local text with --data PATH"
+    )
 
 
 def namespace(name: str, source: AnySource) -> str:
@@ -171,9 +176,9 @@ def _split(name: str, ledger: Ledger, threshold: float, seed: int, folder: Path)
     whole.unlink()
     for side, num_documents in ledger.documents.items():
         if num_documents == 0:
-            total = sum(ledger.bytes.values())
+            total, count = sum(ledger.bytes.values()), sum(ledger.documents.values())
             raise ShardError(
-                f"sources.{name}: {sum(ledger.documents.values())} documents ({format_size(total)}) are too few to "
-                f"hold some out and train on the rest: nothing is left for {side}; give it more text"
+                f"sources.{name}: {count} document{'s' * (count != 1)} ({format_size(total)}): too few to hold some "
+                f"out and train on the rest, nothing is left for {side}; give it more text"
             )
     ledger.sha256 = {which: sha256_of(folder / name / which) for which in (TRAIN, HELDOUT)}

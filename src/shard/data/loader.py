@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from shard.data.mixture import Mixture
 from shard.data.shards import TokenStream
 from shard.errors import ShardError
-from shard.files import fingerprint
 
 
 class BatchLoader:
@@ -38,9 +37,6 @@ class BatchLoader:
             self.mixture = Mixture(num_sequences, {n: w for n, w in mix.items() if w > 0}, block, seed)
         except ValueError as error:
             raise ShardError(str(error)) from None
-        self.fingerprint = fingerprint(
-            sequence_length, tokens_per_step, block, seed, dict(mix), {n: s.num_tokens for n, s in self.streams.items()}
-        )
         self._ahead: tuple[int, Future[NDArray[np.int64]]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
 

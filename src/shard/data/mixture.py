@@ -52,18 +52,23 @@ class Mixture:
         counts = block_counts(self.weights, self.block)
         names = [name for name, count in counts.items() if count]
         ends = np.cumsum([counts[name] for name in names])
-        located = []
-        for place in places.tolist():
-            block, slot = divmod(place, self.block)
-            shuffled = int(permute(np.array([slot], dtype=np.uint64), self.block, self._key("block", block))[0])
-            i = int(np.searchsorted(ends, shuffled, side="right"))
-            name = names[i]
-            # How many sequences of this source stand before this one in the stage.
-            number = block * counts[name] + shuffled - int(ends[i] - counts[name])
-            epoch, index = divmod(number, self.num_sequences[name])
-            key = self._key("epoch", name, epoch)
-            located.append((name, int(permute(np.array([index], dtype=np.uint64), self.num_sequences[name], key)[0])))
-        return located
+        blocks, slots = np.divmod(places.astype(np.uint64), np.uint64(self.block))
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            slots[here] = permute(slots[here], self.block, self._key("block", block))
+        which = np.searchsorted(ends, slots.astype(np.int64), side="right")
+        sequences = np.zeros(len(places), dtype=np.uint64)
+        for i in np.unique(which).tolist():
+            name, size = names[i], np.uint64(self.num_sequences[names[i]])
+            of_source = which == i
+            # How many sequences of this source stand before each one in the stage.
+            numbers = blocks[of_source] * np.uint64(counts[name]) + slots[of_source] - np.uint64(ends[i] - counts[name])
+            epochs, indices = np.divmod(numbers, size)
+            for epoch in np.unique(epochs).tolist():
+                in_epoch = epochs == epoch
+                indices[in_epoch] = permute(indices[in_epoch], int(size), self._key("epoch", name, epoch))
+            sequences[of_source] = indices
+        return [(names[i], index) for i, index in zip(which.tolist(), sequences.tolist(), strict=True)]
 
     def epochs(self, num_places: int) -> dict[str, float]:
         """How often each source is read in a stage of so many sequences."""

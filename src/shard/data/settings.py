@@ -17,7 +17,7 @@ class TokenizerSettings(Table):
     """[tokenizer]: the vocabulary's size is model.vocab_size."""
 
     sample_bytes: Annotated[Size, Field(ge=1000, le=4 * 10**9)] = 10**9
-    """Text that the tokenizer is trained on, at most, drawn from the sources by the weights of pretrain.mix."""
+    """Text that the tokenizer is trained on, at most, drawn from each source by its share in all training tokens."""
 
 
 class DataSettings(Table):

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from shard.model import ShardLM
-from shard.training.loss import chunked_loss
 
 _BATCH_TOKENS = 8192
+_CHUNK_LOGITS = 2**22  # logits held at once
 _ROUND_TO = 32  # windows of nearly equal length share a batch
 
 
@@ -97,10 +98,11 @@ def score(model: ShardLM, heldout: Heldout, context: int, stride: int, dtype: to
         rows, counted = rows.to(device), counted.to(device)
         # Padding stands at the end, where causal attention never looks back from.
         hidden_BTD = model.hidden(rows[:, :-1], dtype=dtype)
-        loss = chunked_loss(
-            hidden_BTD[counted], model.embedding.weight, rows[:, 1:][counted], model.config.logit_cap, z_loss=0.0
-        )
-        nll += float(loss.nll_sum)
+        chunk = max(1, _CHUNK_LOGITS // model.config.vocab_size)
+        for hidden_ND, targets_N in zip(
+            hidden_BTD[counted].split(chunk), rows[:, 1:][counted].split(chunk), strict=True
+        ):
+            nll += float(F.cross_entropy(model.logits(hidden_ND), targets_N, reduction="sum"))
         num_tokens += int(counted.sum())
     return Score(nll, num_tokens, heldout.num_bytes)
 

@@ -1,6 +1,5 @@
 """evaluation.json: every held-out document scored, beside what xz makes of the same text, and sampled outputs."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,6 @@ from shard.data import documents
 from shard.evaluation.bits_per_byte import encode_heldout, score, xz_bits_per_byte
 from shard.evaluation.settings import EvaluateSettings
 from shard.inference.load import LoadedModel
-from shard.inference.sampling import generate_ids
-
-SAMPLE = {"temperature": 0.7, "top_p": 0.9, "seed": 0, "max_tokens": 60}
 
 
 def evaluate_sources(
@@ -51,23 +47,3 @@ def evaluate_sources(
         ],
     )
     return {"context": context, "stride": stride, "sources": results}
-
-
-def draw_samples(loaded: LoadedModel, prompts: Sequence[str]) -> list[dict[str, str]]:
-    """What the model writes after each prompt, at a fixed temperature, top-p and seed."""
-    samples = []
-    for prompt in prompts:
-        ids = loaded.tokenizer.encode(prompt, add_special_tokens=False).ids or [loaded.separator_id]
-        if len(ids) >= loaded.model.config.max_sequence_length:
-            continue
-        new = generate_ids(
-            loaded.model,
-            ids,
-            int(SAMPLE["max_tokens"]),
-            SAMPLE["temperature"],
-            SAMPLE["top_p"],
-            int(SAMPLE["seed"]),
-            stop_id=loaded.separator_id,
-        )
-        samples.append({"prompt": prompt, "text": loaded.tokenizer.decode([*ids, *new])})
-    return samples

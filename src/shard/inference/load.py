@@ -11,7 +11,7 @@ from shard.config import Config
 from shard.errors import ShardError
 from shard.model import ShardLM
 from shard.tokenizer import SEPARATOR, load_tokenizer
-from shard.training.checkpoint import Checkpoint, checkpoint_path, list_steps, load_checkpoint
+from shard.training.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,6 @@ class LoadedModel:
     tokenizer: Tokenizer
     separator_id: int
     origin: str
-
-
-def newest_checkpoint(run_folder: Path) -> Path:
-    """The checkpoint that a run stands at: the last of anneal, else the last of pretrain. ShardError if none."""
-    for stage in ("anneal", "pretrain"):
-        folder = run_folder / stage / "checkpoints"
-        if steps := list_steps(folder):
-            return checkpoint_path(folder, steps[-1])
-    raise ShardError(f"{run_folder} holds no checkpoint yet: train it with `shard run {run_folder}`")
 
 
 def build_model(config: dict[str, Any], weights: dict[str, torch.Tensor], origin: str) -> ShardLM:

@@ -59,6 +59,26 @@ def generate_ids(
             ids_BT = torch.cat([ids_BT, new_BT], dim=1)
 
 
+def complete_prompts(
+    model: ShardLM,
+    tokenizer: Tokenizer,
+    separator_id: int,
+    prompts: Iterable[str],
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """{"prompt", "text"} of each prompt that leaves room in the context; an empty one starts from the separator."""
+    samples = []
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [separator_id]
+        if len(ids) < model.config.max_sequence_length:
+            new = generate_ids(model, ids, max_tokens, temperature, top_p, seed, stop_id=separator_id)
+            samples.append({"prompt": prompt, "text": tokenizer.decode([*ids, *new])})
+    return samples
+
+
 def stream_text(tokenizer: Tokenizer, prompt_ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
     """The text of prompt and continuation in pieces, as soon as they are whole: a character whose bytes come in
     several tokens waits for the last of them. The pieces join to exactly the decoded ids.

@@ -18,10 +18,15 @@ from torch import Tensor
 import shard
 from shard.errors import ShardError
 from shard.files import sha256_of, sync_folder
-from shard.inference.load import newest_checkpoint
 from shard.release.card import write_card
 from shard.run import Run
-from shard.training.checkpoint import Checkpoint, checkpoint_path, list_steps, load_checkpoint
+from shard.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_steps,
+    load_checkpoint,
+    newest_checkpoint,
+)
 
 PUBLISHED = ("config.py", "model.py", "tokenizer.py", "muon.py")
 

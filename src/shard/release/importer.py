@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shard.config import Config
-from shard.errors import ShardError
+from shard.errors import ShardError, UsageError
 from shard.files import sha256_of
 from shard.inference.load import build_model, load_bundle_file
 from shard.model import ShardLM
@@ -25,6 +24,8 @@ from shard.training.optimizer import Optimizer
 
 def check_sums(bundle: Path) -> None:
     """Compare every file that SHA256SUMS lists. ShardError names what is missing, damaged, or outside the bundle."""
+    if not bundle.is_dir():
+        raise UsageError(f"{bundle} does not exist: give the folder of a release bundle")
     sums = bundle / "SHA256SUMS"
     if not sums.is_file():
         raise ShardError(f"{bundle} is not a release bundle: it has no SHA256SUMS")
@@ -43,12 +44,12 @@ def import_bundle(bundle: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Make `folder` a run whose tokenizer and pretraining come from the bundle. The recipe's model must be the
     bundle's; its anneal, sources and the rest may be others.
     """
-    check_sums(bundle)
     content = load_bundle_file(bundle / "models" / "pretrain.pt")
     config, step, tokens = content["cfg"], content.get("step"), content.get("tokens")
     if not isinstance(step, int) or not isinstance(tokens, int) or not isinstance(content.get("optimizer"), dict):
         raise ShardError(f"{bundle / 'models' / 'pretrain.pt'} lacks optimizer, step or tokens")
-    if Config(**config) != recipe.config:
+    model = build_model(config, _in_fp32(content["model"]), str(bundle))
+    if model.config != recipe.config:
         theirs, ours = config, recipe.config.to_dict()
         key = next(k for k in ours if ours[k] != theirs.get(k))
         raise ShardError(
@@ -59,7 +60,6 @@ def import_bundle(bundle: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
             f"the bundle's pretraining ended at step {step}, beyond the stable phase of the recipe's pretrain: "
             f"--set pretrain.steps={step + recipe.pretrain.decay_steps}"
         )
-    model = build_model(config, _in_fp32(content["model"]), str(bundle))
     optimizer = Optimizer(ShardLM(recipe.config), recipe.pretrain, torch.float32)
     try:
         optimizer.load_state(_in_fp32(content["optimizer"]))

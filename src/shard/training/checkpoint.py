@@ -118,6 +118,15 @@ def load_newest(folder: Path, warn: Any) -> Checkpoint | None:
     return None
 
 
+def newest_checkpoint(run_folder: Path) -> Path:
+    """The checkpoint that a run stands at: the last of anneal, else the last of pretrain. ShardError if none."""
+    for stage in ("anneal", "pretrain"):
+        folder = run_folder / stage / "checkpoints"
+        if steps := list_steps(folder):
+            return checkpoint_path(folder, steps[-1])
+    raise ShardError(f"{run_folder} holds no checkpoint yet: train it with `shard run {run_folder}`")
+
+
 def prune(folder: Path, keep_last: int, keep_every: int | None, pinned: set[int]) -> None:
     """Delete all but the last `keep_last`, the multiples of `keep_every`, and the pinned ones."""
     steps = list_steps(folder)

@@ -7,7 +7,7 @@ decides the result is a pure function of the recipe and the step, or stands in t
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from shard.config import Config
@@ -25,8 +24,6 @@ from shard.console import Reporter
 from shard.data.loader import BatchLoader
 from shard.environment import make_deterministic, memory_bytes
 from shard.errors import ShardError
-from shard.evaluation.bits_per_byte import Heldout, score
-from shard.inference.sampling import generate_ids
 from shard.model import ShardLM
 from shard.training.checkpoint import (
     Checkpoint,
@@ -45,8 +42,6 @@ from shard.training.optimizer import Optimizer
 from shard.training.sentinel import inspect_spectra
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
-
-SAMPLE_TOKENS = 40
 
 
 class InterruptedRunError(ShardError):
@@ -68,9 +63,10 @@ class Stage:
     seed: int
     folder: Path
     loader: BatchLoader
-    heldout: Mapping[str, Heldout]
-    tokenizer: Tokenizer
-    separator_id: int
+    score: Callable[[ShardLM], dict[str, float]]
+    """Bits per byte of held-out text by source, at the dtype of training."""
+    sample: Callable[[ShardLM], list[dict[str, str]]]
+    """What the model writes: {"prompt": ..., "text": ...} of each prompt."""
     fingerprint: str
     """Of recipe, tokenizer and data: a checkpoint with another one is refused."""
     decisions: Decisions
@@ -190,7 +186,7 @@ class Trainer:
                     **rates,
                 }
                 if self._due(settings.evaluate_every, last):
-                    record["bits_per_byte"] = self._evaluate()
+                    record["bits_per_byte"] = self.stage.score(self.model)
                 record["timing"] = {
                     "seconds": round(seconds, 4),
                     "tokens_per_second": round(speed, 1),
@@ -249,14 +245,6 @@ class Trainer:
         else:
             self.reporter.progress(text)
 
-    def _evaluate(self) -> dict[str, float]:
-        context = self.stage.settings.sequence_length
-        dtype = self.stage.decisions.dtype
-        return {
-            name: round(score(self.model, heldout, context, context, dtype).bits_per_byte, 5)
-            for name, heldout in self.stage.heldout.items()
-        }
-
     def _look_for_rank_loss(self) -> None:
         spectra = inspect_spectra(self.optimizer)
         lost = [spectrum for spectrum in spectra if spectrum.rank_loss]
@@ -272,18 +260,9 @@ class Trainer:
             )
 
     def _sample(self) -> None:
-        # At the dtype of training, on weights cast once.
-        model = ShardLM(self.stage.config).to(self.stage.device, self.stage.decisions.dtype)
-        model.load_state_dict(self.model.state_dict())
-        model.eval()
-        for prompt in self.stage.settings.sample_prompts:
-            ids = self.stage.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.stage.separator_id]
-            if len(ids) >= self.stage.config.max_sequence_length:
-                continue
-            new = list(generate_ids(model, ids, SAMPLE_TOKENS, stop_id=self.stage.separator_id))
-            text = self.stage.tokenizer.decode([*ids, *new])
-            self.journal.event("sample", step=self.step, prompt=prompt, text=text)
-            self.reporter.line(f"  sample: {text!r}")
+        for sample in self.stage.sample(self.model):
+            self.journal.event("sample", step=self.step, **sample)
+            self.reporter.line(f"  sample: {sample['text']!r}")
 
     def save(self) -> None:
         """Write a checkpoint of the present step and prune old ones."""
