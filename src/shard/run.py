@@ -131,21 +131,30 @@ class Run:
         except (ShardError, OSError):
             return False
 
-    def _has_result(self, stage: str) -> bool:
-        """Whether the files of a stage are there: they may have been lost, or moved away to begin anew."""
+    def outputs(self, stage: str) -> list[Path]:
+        """The files that stand for the result of a stage: each names, with its hash, the others that belong to it."""
         match stage:
             case "tokenizer":
-                return self.tokenizer_path.is_file()
+                return [self.tokenizer_path]
             case "data":
-                return all(shards.TokenStream.open(self.data / name) for name in self.recipe.sources)
+                return [self.data / name / shards.LEDGER for name in self.recipe.sources]
             case "pretrain" | "anneal":
-                return any((self.folder / stage / "checkpoints").glob("step-*"))
+                checkpoints = sorted((self.folder / stage / "checkpoints").glob("step-*"))
+                return [checkpoints[-1] / "manifest.json"] if checkpoints else []
             case "evaluate":
-                return (self.folder / "evaluation.json").is_file()
+                return [self.folder / "evaluation.json"]
             case "bench":
-                return (self.folder / "benchmark.json").is_file()
+                return [self.folder / "benchmark.json"]
             case _:
-                return (self.folder / "release" / "SHA256SUMS").is_file()
+                return [self.folder / "release" / "SHA256SUMS"]
+
+    def _has_result(self, stage: str) -> bool:
+        """Whether the result of a stage is there: it may have been lost, or moved away to begin anew."""
+        if stage == "data":
+            for name in self.recipe.sources:
+                shards.TokenStream.open(self.data / name)
+        outputs = self.outputs(stage)
+        return bool(outputs) and all(path.is_file() for path in outputs)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -155,11 +164,15 @@ class Run:
         self.record(name, status="running", started=_now())
         try:
             yield
+        except BaseException:
+            self.record(name, status="interrupted")
+            raise
         finally:
             # Seconds add up over interruptions.
             self.record(name, seconds=round(before + time.monotonic() - begun, 1))
         if self.manifest["stages"][name]["status"] == "running":
-            self.record(name, status="done", ended=_now(), inputs=self.inputs(name))
+            hashes = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in self.outputs(name)}
+            self.record(name, status="done", ended=_now(), inputs=self.inputs(name), outputs=hashes)
 
 
 def _now() -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shard.model import local_attention
-from shard.training.flex import flex_attention_works, flex_local_attention, sliding_window_mask
+from shard.training.flex import flex_attention_works, flex_local_attention, masked_flex_attention, sliding_window_mask
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -14,8 +14,15 @@ def test_equals_local_attention_uncompiled(num_tokens):
     q, k, v = (torch.randn(2, 3, num_tokens, 16) for _ in range(3))
     window = 8
     torch.testing.assert_close(
-        flex_local_attention(q, k, v, window), local_attention(q, k, v, window), rtol=1e-5, atol=1e-5
+        masked_flex_attention(q, k, v, window), local_attention(q, k, v, window), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.filterwarnings("error:flex_attention called without torch.compile")
+def test_outside_of_compile_the_scores_are_never_held():
+    """An evaluation that is not compiled takes the block-local way."""
+    q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
+    assert torch.equal(flex_local_attention(q, k, v, 8), local_attention(q, k, v, 8))
 
 
 def test_masks_are_made_once_for_each_shape():

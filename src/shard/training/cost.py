@@ -64,7 +64,7 @@ def checkpoint_bytes(config: Config) -> int:
 
 
 def activation_bytes(config: Config, tokens: int, dtype_bytes: int) -> int:
-    """What the backward pass of a micro-batch keeps, roughly: measured factors of the layer's tensors (docs/recipe.md).
+    """What the backward pass of a micro-batch keeps, by counting tensors: an estimate, not held against a measurement.
 
     Per token and layer: the stream in fp32 statistics and two normed copies, q, k, v and the attention output, gate, up
     and their product.
