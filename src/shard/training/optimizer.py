@@ -48,7 +48,10 @@ class Optimizer:
         # State exists from the start, so that what is saved is complete at any step.
         for group in self.adamw.param_groups:
             for p in group["params"]:
-                self.adamw.state[p] = {"step": torch.zeros((), device=p.device), **{s: torch.zeros_like(p) for s in ADAM_STATES}}
+                self.adamw.state[p] = {
+                    "step": torch.zeros((), device=p.device),
+                    **{s: torch.zeros_like(p) for s in ADAM_STATES},
+                }
 
     def table(self) -> list[tuple[str, str, int, int]]:
         """(role, optimizer, number of tensors, number of parameters) of each group."""
