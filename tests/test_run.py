@@ -30,7 +30,9 @@ def fill(run: Run) -> None:
         write_json(run.data / name / shards.LEDGER, tokens("3"))
     write_json(run.tokenizer_path, {"a": "tokenizer"})
     for stage in ("pretrain", "anneal"):
-        (run.folder / stage / "checkpoints" / "step-00000001").mkdir(parents=True)
+        checkpoint = run.folder / stage / "checkpoints" / "step-00000001"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
 
 
 def tokens(sha256: str) -> dict[str, object]:
@@ -117,7 +119,7 @@ def test_a_stage_is_done_when_it_ended_and_not_when_it_failed(run: Run) -> None:
     fill(run)
     with pytest.raises(RuntimeError), run.stage("pretrain"):
         raise RuntimeError
-    assert run.manifest["stages"]["pretrain"]["status"] == "running"
+    assert run.manifest["stages"]["pretrain"]["status"] == "interrupted"
     assert not run.is_done("pretrain")
     with run.stage("pretrain"):
         assert not run.is_done("pretrain")
