@@ -374,3 +374,13 @@ def test_the_oracle_is_torch_s_own_attention():
     q, k, v = (torch.randn(1, 2, 20, 4, dtype=torch.float64) for _ in range(3))
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(naive_attention(q, k, v, None), expected)
+
+
+@pytest.mark.parametrize("hidden_size", [128, 512])
+def test_a_new_model_starts_near_the_loss_of_guessing(hidden_size: int) -> None:
+    """At any width: a tied head that sees its own embedding must not bet on it."""
+    torch.manual_seed(0)
+    model = ShardLM(Config(vocab_size=500, hidden_size=hidden_size, num_layers=2, num_heads=2, head_dim=16))
+    ids = torch.randint(0, 500, (4, 65))
+    loss = torch.nn.functional.cross_entropy(model(ids[:, :-1])[0].flatten(0, 1), ids[:, 1:].flatten())
+    assert abs(float(loss) - math.log(500)) < 0.25
