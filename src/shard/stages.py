@@ -31,7 +31,12 @@ TRAINING_SAMPLE_TOKENS = 40
 
 def run_all(run: Run, reporter: Reporter) -> Result:
     """Every stage in turn; what is done already is skipped."""
-    results = {stage: FUNCTIONS[stage](run, reporter) for stage in STAGES}
+    results: Result = {}
+    for stage in STAGES:
+        if stage == "pretrain" and (step := _annealed_early(run)):
+            reporter.line(f"pretrain: left at step {step}, from which the anneal began")
+        else:
+            results[stage] = FUNCTIONS[stage](run, reporter)
     return {"status": "done", "run": str(run.folder), "stages": results}
 
 
@@ -131,6 +136,10 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result
         raise ShardError(
             f"{run.folder} has no pretrain checkpoint to anneal from: run `shard pretrain {run.folder}` first"
         )
+    # An anneal that has begun goes on from where it branched.
+    began = run.manifest["stages"].get("anneal", {}).get("from_step") if run.outputs("anneal") else None
+    if from_step is None and began is not None:
+        from_step = began
     if from_step is None:
         if not stable:
             raise ShardError(
@@ -142,11 +151,10 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result
         raise ShardError(f"there is no pretrain checkpoint of step {from_step}; there are {', '.join(map(str, steps))}")
     if from_step not in stable:
         raise ShardError(f"step {from_step} lies in pretrain's decay; an anneal starts from one of {stable}")
-    branched = run.manifest["stages"].get("anneal", {}).get("from_step")
-    if branched is not None and branched != from_step and list_steps(run.folder / "anneal" / "checkpoints"):
+    if began is not None and began != from_step:
         raise ShardError(
-            f"{run.folder / 'anneal'} began from pretrain step {branched}, not {from_step}: "
-            f"go on with `shard anneal {run.folder} --from-step {branched}`, or move that folder away to begin anew"
+            f"{run.folder / 'anneal'} began from pretrain step {began}, not {from_step}: "
+            f"go on with `shard anneal {run.folder} --from-step {began}`, or move that folder away to begin anew"
         )
     if run.is_done("anneal"):
         return _skipped(reporter, "anneal", run.manifest["stages"]["anneal"].get("result", {}))
@@ -213,6 +221,15 @@ FUNCTIONS: dict[str, Callable[[Run, Reporter], Result]] = {
     "bench": bench,
     "release": release,
 }
+
+
+def _annealed_early(run: Run) -> int | None:
+    """The step at which pretraining was stopped (`--until`), if an anneal has begun from there: it stays so."""
+    stages = run.manifest["stages"]
+    if stages.get("pretrain", {}).get("status") != "stopped" or not run.outputs("anneal"):
+        return None
+    step: int = stages["anneal"]["from_step"]
+    return step
 
 
 def _require(run: Run, reporter: Reporter, stage: str) -> None:

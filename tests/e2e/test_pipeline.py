@@ -236,6 +236,30 @@ def test_an_anneal_from_an_earlier_step(shard: Shard, copied_run: Path, finished
     assert steps != metrics(finished_run, "anneal")
 
 
+def test_a_pretraining_that_was_stopped_and_annealed_is_released_as_it_is(
+    shard: Shard, tokenized_run: Path, tmp_path: Path
+) -> None:
+    """`--until`, anneal, then `shard run`: the rest of the stages, not the rest of the pretraining."""
+    run = tmp_path / "run"
+    shutil.copytree(tokenized_run, run)
+    assert shard("pretrain", run, "--until", 2).code == 0
+    assert shard("anneal", run).code == 0
+    outcome = shard("run", run)
+    assert outcome.code == 0, outcome.err
+    assert "left at step 2" in outcome.err
+    assert len(metrics(run, "pretrain")) == 2
+    card = (run / "release" / "README.md").read_text()
+    assert "pretrain was stopped at step 2 of 4" in card
+
+
+def test_an_anneal_goes_on_from_where_it_began(shard: Shard, copied_run: Path) -> None:
+    """Not from the newest pretrain checkpoint, which another command may have made since."""
+    shutil.rmtree(copied_run / "anneal")
+    assert shard("anneal", copied_run, "--from-step", 2).code == 0
+    assert "done already" in shard("anneal", copied_run).err
+    assert "began from pretrain step 2, not 4" in shard("anneal", copied_run, "--from-step", 4).err
+
+
 # The bundle.
 
 
