@@ -11,7 +11,7 @@ from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
-PROBE_TOKENS = 2048
+PROBE_TOKENS = 1024
 
 
 def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
@@ -81,7 +81,10 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:
-    """Tokens a second of forward and backward on a few sequences, not compiled: what compiling gains comes on top."""
+    """Tokens a second of forward and backward on a few sequences, not compiled: what compiling gains comes on top.
+
+    A sequence longer than PROBE_TOKENS is cut to that, and the speed scaled by the FLOPs that its attention adds.
+    """
     import torch
 
     from shard.environment import choose_device
@@ -91,8 +94,9 @@ def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: s
 
     device, config = choose_device(), recipe.config
     model = ShardLM(config).to(device)
-    rows = max(1, PROBE_TOKENS // settings.sequence_length)
-    ids = torch.randint(0, config.vocab_size, (rows, settings.sequence_length + 1), device=device)
+    length = min(settings.sequence_length, PROBE_TOKENS)
+    rows = max(1, PROBE_TOKENS // length)
+    ids = torch.randint(0, config.vocab_size, (rows, length + 1), device=device)
     seconds = []
     for _ in range(2):  # the first one touches fresh memory
         begun = time.perf_counter()
@@ -104,7 +108,8 @@ def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: s
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun)
         model.zero_grad()
-    return rows * settings.sequence_length / min(seconds)
+    speed = rows * length / min(seconds)
+    return speed * flops_per_token(config, length) / flops_per_token(config, settings.sequence_length)
 
 
 def doctor() -> dict[str, Any]:
