@@ -13,11 +13,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
     {"config", "model", "tokenizer", "muon"},
-    {"units", "files", "errors", "console", "environment", "settings"},
+    {"units", "files", "errors", "console", "environment", "settings", "provenance", "lock", "signals"},
     {"data", "training", "inference", "evaluation"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan"},
+    {"release", "status", "plan", "verify", "fork", "train"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -4,29 +4,22 @@ Each takes a Run, does its work unless it is done already, records it in the man
 that needs an earlier one runs it first; training needs an earlier training to be there.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shard.console import Reporter
 from shard.data import documents
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, write_json
 from shard.run import STAGES, Run
+from shard.train import separator_id, train
 from shard.units import format_count, format_size
-
-if TYPE_CHECKING:
-    import torch
-
-    from shard.model import ShardLM
-    from shard.training.settings import StageSettings
 
 Result = dict[str, Any]
 
-# How the card's table of sampled outputs is drawn, and how many tokens the samples during training have.
+# How the card's table of sampled outputs is drawn.
 CARD_SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 0}
-TRAINING_SAMPLE_TOKENS = 40
 
 
 def run_all(run: Run, reporter: Reporter) -> Result:
@@ -94,7 +87,7 @@ def data(run: Run, reporter: Reporter) -> Result:
             texts = documents.read_documents(run.data / name, documents.TRAIN)
             reporter.progress(f"data: tokenising {name}")
             ledgers[name] = shards.write_shards(
-                texts, encoder, r.config.vocab_size, _separator_id(run), r.data.shard_bytes, run.data / name
+                texts, encoder, r.config.vocab_size, separator_id(run), r.data.shard_bytes, run.data / name
             )
         reporter.end_progress()
     reporter.table(
@@ -121,7 +114,7 @@ def pretrain(run: Run, reporter: Reporter, until: int | None = None) -> Result:
     if run.is_done("pretrain"):
         return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
     _require(run, reporter, "data")
-    return _train(run, reporter, "pretrain", until, start_from=None)
+    return train(run, reporter, "pretrain", until, start_from=None)
 
 
 def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result:
@@ -160,7 +153,7 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result
         return _skipped(reporter, "anneal", run.manifest["stages"]["anneal"].get("result", {}))
     _require(run, reporter, "data")
     run.record("anneal", from_step=from_step)
-    return _train(run, reporter, "anneal", None, start_from=checkpoint_path(pretrain_folder, from_step))
+    return train(run, reporter, "anneal", None, start_from=checkpoint_path(pretrain_folder, from_step))
 
 
 def evaluate(run: Run, reporter: Reporter) -> Result:
@@ -270,119 +263,6 @@ def _token_weights(run: Run) -> dict[str, float]:
         for name, weight in stage.mix.items():
             weights[name] += weight / total * stage.steps * stage.tokens_per_step
     return weights
-
-
-def _separator_id(run: Run) -> int:
-    from shard.tokenizer import SEPARATOR, load_tokenizer
-
-    separator_id = load_tokenizer(run.tokenizer_path).token_to_id(SEPARATOR)
-    if separator_id is None:
-        raise ShardError(f"{run.tokenizer_path} has no token {SEPARATOR}")
-    return separator_id
-
-
-def _train(run: Run, reporter: Reporter, name: str, until: int | None, start_from: Path | None) -> Result:
-    import torch
-
-    from shard.data.loader import BatchLoader
-    from shard.environment import choose_device, environment
-    from shard.evaluation.bits_per_byte import encode_heldout, score
-    from shard.inference.sampling import complete_prompts
-    from shard.tokenizer import load_tokenizer
-    from shard.training.checkpoint import load_checkpoint
-    from shard.training.decisions import decide
-    from shard.training.trainer import Stage, Trainer
-
-    r, settings = run.recipe, getattr(run.recipe, name)
-    device = choose_device()
-    tok = load_tokenizer(run.tokenizer_path)
-    separator_id = _separator_id(run)
-    loader = BatchLoader(
-        run.data,
-        settings.mix,
-        settings.sequence_length,
-        settings.tokens_per_step,
-        r.data.mixture_block,
-        # Each stage has an order of its own: else the anneal would begin with what pretrain began with.
-        seed=r.seed * 2 + (name == "anneal"),
-    )
-    _check_resources(run, settings, device)
-    for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
-        if epochs > 4:
-            reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
-    heldout = {
-        source: encode_heldout(
-            documents.read_documents(run.data / source, documents.HELDOUT),
-            tok,
-            separator_id,
-            settings.evaluate_bytes,
-        )
-        for source in r.sources
-    }
-    decisions = decide(name, settings, device, run.decisions_path)
-
-    def score_heldout(model: "ShardLM") -> dict[str, float]:
-        length = settings.sequence_length
-        scores = {source: score(model, texts, length, length, decisions.dtype) for source, texts in heldout.items()}
-        return {source: round(result.bits_per_byte, 5) for source, result in scores.items()}
-
-    def write_samples(model: "ShardLM") -> list[dict[str, str]]:
-        return complete_prompts(model, tok, separator_id, settings.sample_prompts, TRAINING_SAMPLE_TOKENS)
-
-    stage = Stage(
-        name=name,
-        config=r.config,
-        settings=settings,
-        seed=r.seed,
-        folder=run.folder / name,
-        loader=loader,
-        score=score_heldout,
-        sample=write_samples,
-        fingerprint=run.inputs(name),
-        decisions=decisions,
-        device=device,
-    )
-    with run.stage(name):
-        run.record(name, environment=environment(device), decisions=read_json(run.decisions_path, "delete it"))
-        start = load_checkpoint(start_from) if start_from is not None else None
-        trainer = Trainer(stage, reporter, start)
-        try:
-            reached = trainer.train(until)
-        finally:
-            loader.close()
-            torch.use_deterministic_algorithms(False)
-        result = {
-            "step": reached,
-            "steps": settings.steps,
-            "tokens": trainer.tokens,
-            "seconds": round(trainer.seconds, 1),
-        }
-        run.record(name, result=result, status="running" if reached == settings.steps else "stopped")
-    if reached < settings.steps:
-        reporter.line(
-            f"{name}: stopped at step {reached} of {settings.steps}; go on with `shard {name} {run.folder}`"
-            + (f", or anneal from here with `shard anneal {run.folder}`" if name == "pretrain" else "")
-        )
-    return result
-
-
-def _check_resources(run: Run, settings: "StageSettings", device: "torch.device") -> None:
-    """Before a stage: memory for the weights and the optimizer, disk for the checkpoints that it keeps and one more."""
-    from shard.environment import total_memory
-    from shard.training.cost import checkpoint_bytes, state_bytes
-
-    if device.type == "cpu" and state_bytes(run.recipe.config) > total_memory():
-        raise ShardError(
-            f"weights, gradients and optimizer state take {format_size(state_bytes(run.recipe.config))} and this "
-            f"machine has {format_size(total_memory())}: choose a smaller model"
-        )
-    kept = settings.keep_last + 2 + (settings.steps // settings.keep_every if settings.keep_every else 0)
-    needed, free = checkpoint_bytes(run.recipe.config) * kept, shutil.disk_usage(run.folder).free
-    if free < needed:
-        raise ShardError(
-            f"{run.folder} has {format_size(free)} of free disk and checkpoints may take {format_size(needed)}: "
-            "make room, choose an --out on another disk, or keep fewer (keep_every)"
-        )
 
 
 def _measure(run: Run, reporter: Reporter, stage: str, file: str, measure: Callable[[], Result]) -> Result:
