@@ -3,18 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test test-crash test-crash-full check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
+test-crash: install
+	$(BIN)/python -m pytest tests/crash -m slow --ignore=tests/crash/test_full.py -s
+
+# A quarter of an hour: the same with the reference model.
+test-crash-full: install
+	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
 
 # Style and types.
 check: install
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 install: $(VENV)/.installed

@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "training", "inference", "evaluation"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan", "verify", "fork", "train"},
+    {"release", "status", "plan", "verify", "fork", "resources", "train"},
     {"stages"},
     {"cli"},
     {"__main__"},
@@ -139,6 +139,7 @@ def test_what_the_command_line_imports_at_its_top_is_light() -> None:
         "shard.environment",
         "shard.errors",
         "shard.recipe",
+        "shard.signals",
         "shard.units",
     }
 

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from shard.config import Config
+from shard.config import LARGEST, Config
 
 
 def test_defaults_are_shard_40m_v1():
@@ -107,3 +107,18 @@ def test_heads_have_an_even_size():
 def test_parts_of_later_models_are_refused(key, value):
     with pytest.raises(ValueError, match=f"^{key} "):
         Config(**{key: value})
+
+
+@pytest.mark.parametrize(("key", "limit"), LARGEST.items())
+def test_nothing_is_larger_than_any_model(key, limit):
+    assert getattr(Config(**{key: limit}), key) == limit
+    for value in (limit + 2, 10**400):
+        with pytest.raises(ValueError, match=f"^{key} must be at most") as caught:
+            Config(**{key: value})
+        assert len(str(caught.value)) < 100
+
+
+def test_a_pattern_is_no_longer_than_a_model_has_layers():
+    assert Config(layer_pattern="L" * 1000).layer_types == "L" * 11 + "G"
+    with pytest.raises(ValueError, match=r"^layer_pattern has 1001 letters"):
+        Config(layer_pattern="L" * 1001)

@@ -1,6 +1,5 @@
 """A file is there whole, or as it was before: whatever happens while it is written."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +7,18 @@ import pytest
 
 from shard import files
 from shard.errors import ShardError
-from shard.files import atomic_open, fingerprint, read_json, sha256_of, sync_folder, write_json, write_text
+from shard.files import (
+    atomic_open,
+    copy_file,
+    link_or_copy,
+    read_json,
+    remove_leftovers,
+    sha256_of,
+    sync_folder,
+    temporary_path,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_under_its_name_with_its_folders(tmp_path: Path) -> None:
@@ -117,13 +127,56 @@ def test_the_sha256_of_a_file(tmp_path: Path) -> None:
     assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_fingerprint_never_changes_between_versions() -> None:
-    """Finished runs hold fingerprints: another value here would make every one of them start anew."""
-    assert fingerprint({"b": [1, 2.5, None], "a": "é"}, 7) == "22b0d9890a855401"
+def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    leftover = tmp_path / "data" / "text" / "train-00000.bin"
+    leftover.parent.mkdir(parents=True)
+    with atomic_open(leftover) as file:
+        file.write(b"half")
+        file.flush()
+        (left,) = leftover.parent.iterdir()
+        content = left.read_bytes()
+    temporary_path(leftover).write_bytes(content)  # as kill -9 would have left it
+    assert left == temporary_path(leftover)
+    write_text(temporary_path(tmp_path / "release") / "models" / "model.pt", "half")
+    write_text(temporary_path(tmp_path / "manifest.json"), "{")
+    kept = [
+        *(tmp_path / ".lock", tmp_path / ".hidden", tmp_path / "notes.tmp", leftover),
+        *(tmp_path / "pretrain/checkpoints/.tmp-replaced-step-00000001/state.json",),
+        *(tmp_path / "pretrain/checkpoints/.step.tmp",),
+    ]
+    for path in kept:
+        write_text(path, "mine")
+    remove_leftovers(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert not temporary_path(tmp_path / "release").exists()
 
 
-def test_a_fingerprint_depends_on_the_values_and_not_on_the_order_of_keys() -> None:
-    value = {"a": 1, "b": [1, 2]}
-    assert fingerprint(value) == fingerprint(json.loads('{"b": [1, 2], "a": 1}'))
-    others = [fingerprint({"a": 1, "b": [2, 1]}), fingerprint(value, value), fingerprint([value]), fingerprint()]
-    assert len({fingerprint(value), *others}) == 5
+def test_a_folder_behind_a_link_is_not_swept(tmp_path: Path) -> None:
+    write_text(tmp_path / "elsewhere" / ".a.tmp", "theirs")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "elsewhere")
+    remove_leftovers(tmp_path / "run")
+    assert (tmp_path / "elsewhere" / ".a.tmp").is_file()
+
+
+def test_a_copy_has_the_content_and_a_life_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 5000)
+    copy_file(tmp_path / "a", tmp_path / "below" / "b")
+    assert (tmp_path / "below" / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert (tmp_path / "a").stat().st_nlink == 1
+
+
+def test_a_link_is_a_second_name_and_a_copy_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    link_or_copy(tmp_path / "a", tmp_path / "below" / "b")
+    assert (tmp_path / "below" / "b").samefile(tmp_path / "a")
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"abc"
+    assert not (tmp_path / "c").samefile(tmp_path / "a")

@@ -189,3 +189,56 @@ def test_only_matrices_are_taken(shape):
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"quintic, polar_express.*'svd'"):
         Muon(random_parameters(SHAPES), method="svd")
+
+
+@pytest.mark.parametrize("cautious", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("bad", [1.0, 1e30, float("nan"), float("inf")])
+def test_a_step_that_is_skipped_changes_no_bit(cautious, nesterov, bad):
+    """Whatever the gradients hold."""
+    params = random_parameters(SHAPES)
+    muon = Muon(params, lr=0.1, weight_decay=0.3, cautious=cautious, nesterov=nesterov)
+    give_grads(params, seed=0)
+    muon.step()
+    before = [(p.detach().clone(), muon.state[p]["momentum"].clone()) for p in params]
+    give_grads(params, seed=1)
+    for p in params:
+        p.grad[::2] *= bad
+    muon.found_inf = torch.ones(())
+    muon.step()
+    for p, (weight, momentum) in zip(params, before, strict=True):
+        assert torch.equal(p, weight)
+        assert torch.equal(muon.state[p]["momentum"], momentum)
+    muon.found_inf = torch.zeros(())
+    muon.step()  # the flag alone decides
+    assert bad != 1.0 or not torch.equal(params[0], before[0][0])
+
+
+@pytest.mark.parametrize("cautious", [True, False])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_a_step_that_is_not_skipped_is_the_plain_one_to_the_bit(cautious, decay, nesterov):
+    guarded, plain = random_parameters(SHAPES), random_parameters(SHAPES)
+    for params, found_inf in ((guarded, torch.zeros(())), (plain, None)):
+        muon = Muon(params, lr=0.1, weight_decay=decay, cautious=cautious, nesterov=nesterov)
+        muon.found_inf = found_inf
+        for step in range(3):
+            give_grads(params, step)
+            muon.step()
+    for p, q in zip(guarded, plain, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["quintic", "polar_express"])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e7])
+def test_fp16_orthogonalises_gradients_beyond_its_range(shape, method, size):
+    """A gradient of 1e-9 is zero in fp16, one of 1e7 infinite: both are brought to the order of one before the cast."""
+    torch.manual_seed(3)
+    # Singular values of one order, so that a wrong one is the fault of the range alone.
+    matrix = with_singular_values(*shape, torch.linspace(1, 2, min(shape)))
+    got = orthogonalize(size * matrix[None], method, torch.float16)
+    assert got.dtype == torch.float16
+    values = torch.linalg.svdvals(got[0].float())
+    assert values.min() > 0.6
+    assert values.max() < 1.25

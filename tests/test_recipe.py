@@ -257,6 +257,13 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_name(
         ("pretrain.steps=many", "pretrain.steps"),
         ("pretrain.steps=10000000000", "pretrain.steps"),
         ("pretrain.steps=[1]", "pretrain.steps"),
+        ("pretrain.steps=true", "pretrain.steps"),
+        ("pretrain.micro_batch=true", "pretrain.micro_batch"),
+        ("pretrain.grad_clip=true", "pretrain.grad_clip"),
+        ("pretrain.mix.notes=true", "pretrain.mix.notes"),
+        ("sources.problems.seed=true", "sources.problems.seed"),
+        ("data.heldout_bytes=true", "data.heldout_bytes"),
+        ("seed=false", "seed"),
         ("pretrain.lr_muon=0", "pretrain.lr_muon"),
         ("pretrain.lr_muon=nan", "pretrain.lr_muon"),
         ("pretrain.lr_muon=inf", "pretrain.lr_muon"),
@@ -298,6 +305,11 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_name(
 )
 def test_a_wrong_value_is_named_with_its_place(small: Path, override: str, place: str) -> None:
     assert re.search(rf"(^|[ :]){re.escape(place)}: ", load_error(small, override))
+
+
+def test_true_and_false_are_values_where_they_are_meant(small: Path) -> None:
+    recipe = Recipe.load(str(small), ["pretrain.muon_nesterov=false", "pretrain.cautious_decay=true"])
+    assert (recipe.pretrain.muon_nesterov, recipe.pretrain.cautious_decay) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from shard.console import Reporter
 from shard.environment import set_process_defaults
 from shard.errors import ShardError, UsageError
 from shard.recipe import Recipe, packaged_recipes
-from shard.units import format_size
+from shard.signals import stop_on_sigterm
+from shard.units import deadline_after, format_size
 
 set_process_defaults()
 
@@ -35,22 +36,24 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a r
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Train on this file or folder of .txt, .md, .jsonl, .parquet.")
 ]
+MaxTimeOption = Annotated[
+    str | None, typer.Option("--max-time", help="Pause and save before so much time has passed: 45m, 2h55m.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-def _open_run(target: str, out: Path | None, sets: list[str] | None, data: Path | None) -> Any:
-    """The run that a verb works on: an existing folder by its path, or one made from a recipe."""
-    from shard.run import Run
+ForkOption = Annotated[
+    Path | None, typer.Option("--fork", help="Branch from the run into this new folder, with what --set changes.")
+]
 
-    folder = Path(target)
-    if (folder / "recipe.toml").is_file():
-        if sets or data or out:
-            raise UsageError(
-                f"{folder} is a run folder and has its recipe: --set, --data and --out go with a recipe name"
-            )
-        return Run.open(folder)
-    recipe = Recipe.load(target, sets, data)
-    return Run.open(out or Path("runs") / recipe.name, recipe)
+
+def _open_run(
+    target: str, out: Path | None, sets: list[str] | None, data: Path | None, fork: Path | None = None
+) -> Any:
+    """The run that a verb works on: see fork.py."""
+    from shard.fork import open_run
+
+    return open_run(target, out, sets, data, fork, Reporter())
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -64,12 +67,16 @@ def run(
     out: OutOption = None,
     set_: SetOption = None,
     data: DataOption = None,
+    fork: ForkOption = None,
+    max_time: MaxTimeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Do all stages; run it again and it continues where it stopped."""
     from shard.stages import run_all
 
-    _print(run_all(_open_run(recipe, out, set_, data), Reporter()), json_)
+    deadline = deadline_after(max_time)
+    with _open_run(recipe, out, set_, data, fork) as opened:
+        _print(run_all(opened, Reporter(), deadline), json_)
 
 
 def _stage_verb(name: str, help_text: str) -> None:
@@ -84,7 +91,8 @@ def _stage_verb(name: str, help_text: str) -> None:
     ) -> None:
         from shard.stages import FUNCTIONS
 
-        _print(FUNCTIONS[name](_open_run(recipe, out, set_, data), Reporter()), json_)
+        with _open_run(recipe, out, set_, data) as opened:
+            _print(FUNCTIONS[name](opened, Reporter()), json_)
 
     app.command(name, help=help_text)(verb)
 
@@ -99,13 +107,17 @@ def pretrain(
     out: OutOption = None,
     set_: SetOption = None,
     data: DataOption = None,
+    fork: ForkOption = None,
     until: Annotated[int | None, typer.Option(help="Stop after this step; anneal from there, or go on later.")] = None,
+    max_time: MaxTimeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train from nothing; continues where it stopped."""
     from shard.stages import pretrain as stage
 
-    _print(stage(_open_run(recipe, out, set_, data), Reporter(), until), json_)
+    deadline = deadline_after(max_time)
+    with _open_run(recipe, out, set_, data, fork) as opened:
+        _print(stage(opened, Reporter(), until, deadline), json_)
 
 
 @app.command()
@@ -114,15 +126,19 @@ def anneal(
     out: OutOption = None,
     set_: SetOption = None,
     data: DataOption = None,
+    fork: ForkOption = None,
     from_step: Annotated[
         int | None, typer.Option(help="Branch from this pretrain checkpoint; default the last stable one.")
     ] = None,
+    max_time: MaxTimeOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Branch from pretraining and decay to zero on the anneal mix."""
     from shard.stages import anneal as stage
 
-    _print(stage(_open_run(recipe, out, set_, data), Reporter(), from_step), json_)
+    deadline = deadline_after(max_time)
+    with _open_run(recipe, out, set_, data, fork) as opened:
+        _print(stage(opened, Reporter(), from_step, deadline), json_)
 
 
 _stage_verb("evaluate", "Score the held-out text of every source.")
@@ -140,7 +156,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     no_cache: Annotated[
         bool,
         typer.Option("--no-cache", help="The plain published loop: no KV cache, no stop at the end of a document."),
@@ -223,6 +239,23 @@ def status(
 
 
 @app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, a data folder, or a release bundle.")],
+    json_: JsonOption = False,
+) -> None:
+    """Hash every file again, and name each one that is damaged, missing or not expected."""
+    from shard.verify import verify as examine
+
+    report = examine(path)
+    if json_:
+        _print(report.to_dict(), True)
+    else:
+        print("\n".join(report.describe()))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(json_: JsonOption = False) -> None:
     """What this machine offers, and what Shard chooses on it."""
     from shard.plan import doctor as examine
@@ -264,12 +297,13 @@ def _options(
 def _one_line_errors() -> Iterator[None]:
     """A user's mistake is one line and an exit code, never a traceback."""
     try:
-        yield
+        with stop_on_sigterm():
+            yield
     except ShardError as error:
         print(f"shard: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("shard: interrupted", file=sys.stderr)
+        print("shard: interrupted; the same command goes on from what is done", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

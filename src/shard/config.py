@@ -6,6 +6,22 @@ from typing import Any
 
 Primitive = int | float | str | None
 
+# Beyond these a number is a slip of the keyboard, or made to take all memory: the largest models that anybody has
+# trained stay below.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "num_layers": 1000,
+    "num_heads": 1024,
+    "head_dim": 1024,
+    "intermediate_size": 2**18,
+    "max_sequence_length": 2**24,
+    "sliding_window": 2**24,
+    "rope_theta": 1e12,
+    "norm_eps": 1e6,
+    "logit_cap": 1e6,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -38,22 +54,22 @@ class Config:
     """Hashed n-gram memory; None in Shard-40m-v1, and not implemented in this version."""
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size hidden_size num_layers num_heads head_dim intermediate_size max_sequence_length sliding_window"
-        )
-        for name in sizes.split():
+        for name, limit in LARGEST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("rope_theta", "norm_eps", "logit_cap"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
+            if isinstance(limit, float):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                    raise ValueError(f"{name} must be a positive number, not {value!r:.60}")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r:.60}")
+            if value > limit:
+                raise ValueError(f"{name} must be at most {limit}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, since RoPE turns pairs, not {self.head_dim}")
         pattern = self.layer_pattern
         if not isinstance(pattern, str) or not pattern or set(pattern) - {"L", "G"}:
-            raise ValueError(f"layer_pattern must be made of the letters L and G, not {pattern!r}")
+            raise ValueError(f"layer_pattern must be made of the letters L and G, not {pattern!r:.60}")
+        if len(pattern) > LARGEST["num_layers"]:
+            raise ValueError(f"layer_pattern has {len(pattern)} letters, more than any model has layers")
         for name in ("moe", "engram"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is not implemented in this version: leave it out")

@@ -46,13 +46,13 @@ def choose_device() -> "torch.device":
 
 
 def choose_precision(device: "torch.device") -> tuple[str, str]:
-    """("bf16" or "fp32", the reason) for `precision = "auto"` on this device."""
+    """("bf16", "fp16" or "fp32", the reason) for `precision = "auto"` on this device."""
     import torch
 
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU computes bf16 natively"
-        return "fp32", "the GPU has no native bf16"
+        return "fp16", "the GPU has no native bf16: fp16 with a loss scale"
     if device.type == "mps":
         return "fp32", "bf16 was not tried on MPS"
     # What the processor can do, not a timing: a busy machine must not change what a run computes in. Without AMX,

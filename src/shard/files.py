@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,39 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where a file or a folder is made before it takes its name: hidden, and known by its name after a kill.
+
+    One process at a time writes a file of a run (see lock.py), so that the name needs no process in it.
+    """
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left under temporary names, at any depth. Only names are looked at.
+
+    Folders named `checkpoints` are left to training/checkpoint.py: what lies there may be the only copy.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in folders[:]:
+            if name == "checkpoints":
+                folders.remove(name)
+            elif _is_temporary(name):
+                folders.remove(name)
+                shutil.rmtree(Path(place, name), ignore_errors=True)
+        for name in filter(_is_temporary, files):
+            Path(place, name).unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 @contextmanager
 def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears under its name, complete and on disk, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
         with temporary.open(mode, encoding=encoding, newline=newline) as file:
@@ -36,6 +65,21 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically."""
+    with source.open("rb") as content, atomic_open(target) as file:
+        shutil.copyfileobj(content, file, 2**20)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is never changed in place; a copy where the disk gives none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, one without links, or too many names: what is wrong beyond that, the copy will say
+        copy_file(source, target)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,7 +99,7 @@ def read_json(path: Path, remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(f"{path} is missing: {remedy}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} is damaged ({error}): {remedy}") from None
 
 
@@ -63,9 +107,3 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(*values: Any) -> str:
-    """A short hash of JSON values: equal values, equal fingerprint, in every process."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -38,13 +38,13 @@ def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch
     All products run in `dtype`, on the shorter side. A zero matrix stays zero.
     """
     polar = method == "polar_express"
-    x = stack_KMN.to(dtype)
+    # Polar Express is fitted to singular values up to 1 / 1.01, so that rounding cannot push one beyond 1.
+    norm = stack_KMN.norm(dim=(-2, -1), keepdim=True) * (1.01 if polar else 1.0)
+    # Brought to the order of one before the cast: a gradient may be too small for fp16.
+    x = (stack_KMN / norm.clamp(min=1e-7)).to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
-    # Polar Express is fitted to singular values up to 1 / 1.01, so that rounding cannot push one beyond 1.
-    norm = x.norm(dim=(-2, -1), keepdim=True) * (1.01 if polar else 1.0)
-    x = x / norm.clamp(min=1e-7)
     for a, b, c in POLAR_EXPRESS if polar else QUINTIC:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -57,7 +57,12 @@ class Muon(torch.optim.Optimizer):
     `lr` is in units of the "original" scale. `weight_decay` is decoupled and scaled by lr; `cautious` applies it only
     where it does not oppose the update. `dtype` is what the Newton-Schulz products run in. The state of a parameter
     is one momentum buffer of its shape, there from the start, so that a state_dict is complete at step 0.
+
+    `found_inf` has the meaning that torch gives it in its fused optimizers: a scalar tensor that is 1 where this step
+    must change nothing, whatever the gradients hold, else 0. It is never read by the host.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -104,14 +109,20 @@ class Muon(torch.optim.Optimizer):
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
         buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
+        if self.found_inf is not None:
+            # The momentum stays where it moves towards itself, and the update below is multiplied by zero.
+            skip = self.found_inf.bool()
+            grads = [torch.where(skip, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        stack = torch.stack([d.to(group["dtype"]) for d in directions])
-        updates = orthogonalize(stack, group["method"], group["dtype"]).to(params[0].dtype)
+        updates = orthogonalize(torch.stack(directions), group["method"], group["dtype"]).to(params[0].dtype)
+        taken: Tensor | float = 1.0 if self.found_inf is None else 1 - self.found_inf
+        if self.found_inf is not None:
+            updates = updates * taken
         if decay and group["cautious"]:
             for p, update in zip(params, updates, strict=True):
-                p.sub_(p * (update * p >= 0), alpha=lr * decay)
+                p.sub_(p * (update * p >= 0) * taken, alpha=lr * decay)
         elif decay:
-            torch._foreach_mul_(params, 1 - lr * decay)
+            torch._foreach_sub_(params, [p * taken for p in params], alpha=lr * decay)
         rows, columns = params[0].shape
         torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)

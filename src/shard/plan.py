@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.recipe import Recipe
+from shard.resources import most_checkpoints
 from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
@@ -31,16 +32,16 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
             "tokens": tokens,
             "flops": tokens * flops_per_token(config, settings.sequence_length),
             "precision": precision,
+            # The copy of the state for a checkpoint is in main memory, whatever trains.
             "memory_bytes": state_bytes(config)
-            + activation_bytes(config, micro_tokens, 2 if precision == "bf16" else 4),
+            + (checkpoint_bytes(config) if device.type == "cpu" else 0)
+            + activation_bytes(config, micro_tokens, 4 if precision == "fp32" else 2),
         }
         if probe:
             speed = measure_training_speed(recipe, settings, precision)
             stages[name] |= {"tokens_per_second": round(speed, 1), "seconds": round(tokens / speed)}
     total = sum(stage["tokens"] for stage in stages.values())
-    kept = recipe.pretrain.keep_last + recipe.anneal.keep_last + 2
-    if recipe.pretrain.keep_every:
-        kept += recipe.pretrain.steps // recipe.pretrain.keep_every
+    kept = most_checkpoints(recipe.pretrain) + most_checkpoints(recipe.anneal)
     return {
         "recipe": recipe.name,
         "parameters": count.total,

@@ -1,55 +1,138 @@
 """A run folder: the resolved recipe, the manifest of its stages, and where everything lies.
 
     recipe.toml  manifest.json  decisions.json  tokenizer/  data/  pretrain/  anneal/
-    evaluation.json  benchmark.json  release/
+    evaluation.json  benchmark.json  release/  .lock
 
-A stage is skipped when it is finished and its inputs are what they were. A folder made with another recipe is refused.
+A stage is skipped when it is finished and its inputs are what they were. A folder made with another recipe is refused,
+and so is one in which another process works.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shard.data import documents, shards
 from shard.data.settings import HubSource
 from shard.errors import ShardError
-from shard.files import fingerprint, read_json, sha256_of, write_json, write_text
+from shard.files import read_json, remove_leftovers, sha256_of, sync_folder, temporary_path, write_json, write_text
+from shard.lock import LOCK_FILE, RunLock
+from shard.provenance import describe_difference, fingerprint, flatten
 from shard.recipe import Recipe
 
 STAGES = ("tokenizer", "data", "pretrain", "anneal", "evaluate", "bench", "release")
 
+RECIPE = "recipe.toml"
+
+# What a process that was killed while it made a run leaves in the folder.
+_BEGUN = {LOCK_FILE, temporary_path(Path(RECIPE)).name}
+
+# Keys of a training stage that change no bit of its result: what is kept, and what is looked at.
+_WITHOUT_EFFECT = {"keep_last", "keep_every", "sample_every", "sample_prompts", "sentinel_every"}
+
+
+def training_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What of a recipe decides the result of pretrain or anneal, beside the tokenizer and the data."""
+    table = getattr(recipe, stage).model_dump(mode="json")
+    return flatten(
+        {
+            "seed": recipe.seed,
+            "model": recipe.config.to_dict(),
+            stage: {key: value for key, value in table.items() if key not in _WITHOUT_EFFECT},
+            # The order of sequences follows the order of the sources in the mix, which a table of keys does not show.
+            f"{stage}.mix (order)": list(table["mix"]),
+            "data.mixture_block": recipe.data.mixture_block,
+        }
+    )
+
 
 class Run:
-    """One run folder. `Run.open` finds or makes it."""
+    """One run folder, locked until `close`. `Run.open` finds or makes it; `with` closes it."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, lock: RunLock | None = None) -> None:
+        """A run for reading; only `open` and `build` give one that holds the lock."""
+        self.folder, self.recipe, self._lock = folder, recipe, lock
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe | None = None) -> "Run":
         """The run in `folder`; with a recipe it is made if it is not there, and refused if it is of another recipe."""
-        path = folder / "recipe.toml"
+        path = folder / RECIPE
         if not path.is_file():
             if recipe is None:
                 raise ShardError(
                     f"{folder} is not a run folder (it has no recipe.toml): start one with `shard run RECIPE`"
                 )
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _BEGUN):
                 raise ShardError(f"{folder} is neither empty nor a run folder: choose another --out")
-            for name, source in recipe.sources.items():
-                if isinstance(source, HubSource):  # before there is a folder that would hold on to this recipe
-                    documents.refuse_hub_source(name, source)
-            write_text(path, recipe.to_toml())
-            return cls(folder, recipe)
-        there = Recipe.load(str(path))
-        if recipe is not None and recipe != there:
-            raise ShardError(
-                f"{folder} was made with another recipe ({_difference(there, recipe)}): choose another --out, "
-                f"or go on with the old one by naming the folder instead of the recipe"
-            )
-        return cls(folder, there)
+            _refuse_hub_sources(recipe)
+            folder.mkdir(parents=True, exist_ok=True)
+        run_lock = RunLock(folder)
+        try:
+            remove_leftovers(folder)
+            # Looked for again: another process may have made it before this one had the lock.
+            if recipe is not None and not path.is_file():
+                run = cls(folder, recipe, run_lock)
+                run._write_recipe()
+                return run
+            there = Recipe.load(str(path))
+            if recipe is not None and recipe != there:
+                difference = describe_difference(_flat(there), _flat(recipe))
+                raise ShardError(
+                    f"{folder} was made with another recipe ({difference}): choose another --out, go on with the old "
+                    "one by naming the folder instead of the recipe, or branch from it with --fork NEW"
+                )
+            return cls(folder, there, run_lock)
+        except BaseException:
+            run_lock.release()
+            raise
+
+    @classmethod
+    @contextmanager
+    def build(cls, folder: Path, recipe: Recipe) -> Iterator["Run"]:
+        """A new run that the block fills under a temporary name, and that takes its own when the block ends without
+        an error: a kill in between leaves nothing in the way. It stays open, as after `open`.
+        """
+        final = folder.resolve()
+        if final == Path.cwd() or (final.exists() and (not final.is_dir() or any(final.iterdir()))):
+            raise ShardError(f"{folder} is not empty, or is the current folder: give the name of a new one")
+        _refuse_hub_sources(recipe)
+        temporary = temporary_path(final)
+        temporary.mkdir(parents=True, exist_ok=True)
+        run = cls(temporary, recipe, RunLock(temporary))
+        try:
+            for leftover in temporary.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                elif leftover.name != LOCK_FILE:
+                    leftover.unlink()
+            yield run
+            run._write_recipe()
+            temporary.rename(final)
+            sync_folder(final.parent)
+            run.folder = folder
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            run.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_recipe(self) -> None:
+        """What makes a folder a run."""
+        path = self.folder / RECIPE
+        write_text(path, self.recipe.to_toml())
+        self.annotate(recipe_sha256=sha256_of(path))
 
     # Where things lie.
 
@@ -85,39 +168,55 @@ class Run:
         manifest["stages"].setdefault(stage, {}).update(values)
         write_json(self.folder / "manifest.json", manifest)
 
+    def annotate(self, **values: Any) -> None:
+        """Add to what the manifest says of the run as a whole."""
+        write_json(self.folder / "manifest.json", self.manifest | values)
+
     def inputs(self, stage: str) -> str:
         """A fingerprint of everything that decides the result of a stage."""
-        r = self.recipe
-        documents_of = [sha for name in r.sources for sha in self._document_hashes(name)]
-        tables = r.model_dump(mode="json")
+        return fingerprint(self.identity(stage))
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """Everything that decides the result of a stage, flat, by keys that a person can read."""
+        r, tables = self.recipe, self.recipe.model_dump(mode="json")
         match stage:
             case "tokenizer":
                 # What was collected is an output of this stage; what it is made from is in the recipe.
-                keys = ("seed", "model", "tokenizer", "data", "sources")
-                return fingerprint([tables[key] for key in keys], tables["pretrain"]["mix"], tables["anneal"]["mix"])
-            case "data":
-                return fingerprint(documents_of, sha256_of(self.tokenizer_path), tables["data"])
-            case "pretrain" | "anneal":
-                return fingerprint(
-                    r.seed, r.config.to_dict(), tables[stage], self._token_hashes(), sha256_of(self.tokenizer_path)
+                weights = ("mix", "steps", "tokens_per_step")
+                return flatten(
+                    {key: tables[key] for key in ("seed", "tokenizer", "data", "sources")}
+                    | {"sources (order)": list(r.sources), "model.vocab_size": r.config.vocab_size}
+                    | {name: {key: tables[name][key] for key in weights} for name in ("pretrain", "anneal")}
                 )
+            case "data":
+                settings = flatten({"data": tables["data"], "model.vocab_size": r.config.vocab_size})
+                return settings | self._document_hashes() | self._tokenizer_hash()
+            case "pretrain" | "anneal":
+                return training_settings(r, stage) | self._tokenizer_hash() | self._token_hashes(stage)
             case _:
                 from shard.training.checkpoint import newest_checkpoint
 
-                checkpoint = newest_checkpoint(self.folder)
-                return fingerprint(
-                    stage, sha256_of(checkpoint / "manifest.json"), tables["evaluate"], tables["release"], documents_of
-                )
+                checkpoint = sha256_of(newest_checkpoint(self.folder) / "manifest.json")
+                settings = flatten({"evaluate": tables["evaluate"], "release": tables["release"]})
+                return settings | self._document_hashes() | {"checkpoint (sha256)": checkpoint}
 
-    def _document_hashes(self, source: str) -> list[str]:
-        folder = self.data / source
-        return list(documents.read_ledger(folder)["sha256"].values()) if (folder / documents.LEDGER).exists() else []
+    def _tokenizer_hash(self) -> dict[str, Any]:
+        return {"tokenizer (sha256)": sha256_of(self.tokenizer_path)}
 
-    def _token_hashes(self) -> list[str]:
-        hashes = []
-        for source in self.recipe.sources:
-            ledger = read_json(self.data / source / shards.LEDGER, f"run `shard data {self.folder}`")
-            hashes += [shard["sha256"] for shard in ledger["shards"]]
+    def _document_hashes(self) -> dict[str, Any]:
+        return {
+            f"documents.{name} (sha256)": fingerprint(documents.read_ledger(self.data / name)["sha256"])
+            for name in self.recipe.sources
+            if (self.data / name / documents.LEDGER).exists()
+        }
+
+    def _token_hashes(self, stage: str) -> dict[str, Any]:
+        """One hash over the shards of each source that a training stage reads."""
+        hashes = {}
+        for name, weight in getattr(self.recipe, stage).mix.items():
+            if weight > 0:
+                ledger = shards.read_token_ledger(self.data / name)
+                hashes[f"data.{name} (sha256)"] = fingerprint([shard["sha256"] for shard in ledger["shards"]])
         return hashes
 
     def is_done(self, stage: str) -> bool:
@@ -135,7 +234,9 @@ class Run:
         """The files that stand for the result of a stage: each names, with its hash, the others that belong to it."""
         match stage:
             case "tokenizer":
-                return [self.tokenizer_path]
+                beside = [self.data / name / documents.LEDGER for name in self.recipe.sources]
+                beside.append(self.tokenizer_path.with_name("sample.json"))
+                return [self.tokenizer_path, *filter(Path.is_file, beside)]
             case "data":
                 return [self.data / name / shards.LEDGER for name in self.recipe.sources]
             case "pretrain" | "anneal":
@@ -165,11 +266,11 @@ class Run:
         try:
             yield
         except BaseException:
-            self.record(name, status="interrupted")
+            with suppress(OSError):  # on a full disk, what stopped the stage is what must be said
+                self.record(name, status="interrupted", seconds=round(before + time.monotonic() - begun, 1))
             raise
-        finally:
-            # Seconds add up over interruptions.
-            self.record(name, seconds=round(before + time.monotonic() - begun, 1))
+        # Seconds add up over interruptions.
+        self.record(name, seconds=round(before + time.monotonic() - begun, 1))
         if self.manifest["stages"][name]["status"] == "running":
             hashes = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in self.outputs(name)}
             self.record(name, status="done", ended=_now(), inputs=self.inputs(name), outputs=hashes)
@@ -179,16 +280,12 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _difference(there: Recipe, here: Recipe) -> str:
-    """The keys in which two recipes differ, the first few with both values."""
-    a, b = _flat(there.model_dump(mode="json")), _flat(here.model_dump(mode="json"))
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    shown = [f"{key} is {a.get(key)!r} there and {b.get(key)!r} here" for key in keys[:3]]
-    return ", ".join(shown) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    return flatten(recipe.model_dump(mode="json"))
 
 
-def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _refuse_hub_sources(recipe: Recipe) -> None:
+    """Before there is a folder that would hold on to this recipe."""
+    for name, source in recipe.sources.items():
+        if isinstance(source, HubSource):
+            documents.refuse_hub_source(name, source)

@@ -4,6 +4,7 @@ Each takes a Run, does its work unless it is done already, records it in the man
 that needs an earlier one runs it first; training needs an earlier training to be there.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from shard.console import Reporter
 from shard.data import documents
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, write_json
+from shard.resources import check_disk
 from shard.run import STAGES, Run
 from shard.train import separator_id, train
 from shard.units import format_count, format_size
@@ -22,12 +24,19 @@ Result = dict[str, Any]
 CARD_SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 0}
 
 
-def run_all(run: Run, reporter: Reporter) -> Result:
-    """Every stage in turn; what is done already is skipped."""
+def run_all(run: Run, reporter: Reporter, deadline: float | None = None) -> Result:
+    """Every stage in turn; what is done already is skipped. Past the `deadline` (time.monotonic()) none begins."""
     results: Result = {}
     for stage in STAGES:
+        if deadline is not None and time.monotonic() >= deadline and not run.is_done(stage):
+            reporter.line(f"paused before {stage}; the same command goes on from there")
+            return {"status": "paused", "run": str(run.folder), "stages": results}
         if stage == "pretrain" and (step := _annealed_early(run)):
             reporter.line(f"pretrain: left at step {step}, from which the anneal began")
+        elif stage in ("pretrain", "anneal"):
+            results[stage] = {"pretrain": pretrain, "anneal": anneal}[stage](run, reporter, None, deadline)
+            if results[stage].get("status") == "paused":
+                return {"status": "paused", "run": str(run.folder), "stages": results}
         else:
             results[stage] = FUNCTIONS[stage](run, reporter)
     return {"status": "done", "run": str(run.folder), "stages": results}
@@ -42,6 +51,7 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     from shard.environment import total_memory
 
     r = run.recipe
+    check_disk(run, "tokenizer")
     with run.stage("tokenizer"):
         _collect(run, reporter)
         sizes = training_sizes(run.data, r.sources)
@@ -58,7 +68,8 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
                 f"{format_size(total_memory())}: lower tokenizer.sample_bytes"
             )
         run.tokenizer_path.parent.mkdir(parents=True, exist_ok=True)
-        sample = train_on_sample(run.data, shares, r.config.vocab_size, r.seed, run.tokenizer_path)
+        sample, peak = train_on_sample(run.data, shares, r.config.vocab_size, r.seed, run.tokenizer_path)
+        run.record("tokenizer", peak_memory_growth_bytes=peak)  # differs from run to run: no part of the sample
         sample["predicted_memory_bytes"] = predicted
         if sample["vocab_size"] < r.config.vocab_size:
             reporter.warn(
@@ -80,6 +91,7 @@ def data(run: Run, reporter: Reporter) -> Result:
     r = run.recipe
     if not all((run.data / name / documents.LEDGER).exists() for name in names):
         _collect(run, reporter)  # an imported run brings its tokenizer, not its documents
+    check_disk(run, "data")
     with run.stage("data"):
         encoder = shards.BulkEncoder(run.tokenizer_path)
         ledgers = {}
@@ -107,17 +119,17 @@ def data(run: Run, reporter: Reporter) -> Result:
     return ledgers
 
 
-def pretrain(run: Run, reporter: Reporter, until: int | None = None) -> Result:
-    """Train from nothing, to the end or to step `until`."""
+def pretrain(run: Run, reporter: Reporter, until: int | None = None, deadline: float | None = None) -> Result:
+    """Train from nothing, to the end, to step `until` or to a deadline (time.monotonic())."""
     if until is not None and not 1 <= until <= run.recipe.pretrain.steps:
         raise UsageError(f"--until {until}: pretrain has steps 1 to {run.recipe.pretrain.steps}")
     if run.is_done("pretrain"):
         return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
     _require(run, reporter, "data")
-    return train(run, reporter, "pretrain", until, start_from=None)
+    return train(run, reporter, "pretrain", until, start=None, deadline=deadline)
 
 
-def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result:
+def anneal(run: Run, reporter: Reporter, from_step: int | None = None, deadline: float | None = None) -> Result:
     """Branch from a stable-phase checkpoint of pretrain (the last, or `from_step`) and decay to zero on another mix."""
     from shard.training.checkpoint import checkpoint_path, list_steps
 
@@ -153,7 +165,8 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None) -> Result
         return _skipped(reporter, "anneal", run.manifest["stages"]["anneal"].get("result", {}))
     _require(run, reporter, "data")
     run.record("anneal", from_step=from_step)
-    return train(run, reporter, "anneal", None, start_from=checkpoint_path(pretrain_folder, from_step))
+    start = checkpoint_path(pretrain_folder, from_step)
+    return train(run, reporter, "anneal", None, start, deadline)
 
 
 def evaluate(run: Run, reporter: Reporter) -> Result:
@@ -199,6 +212,7 @@ def release(run: Run, reporter: Reporter) -> Result:
     _require(run, reporter, "bench")
     if run.is_done("release") and (run.folder / "release" / "SHA256SUMS").is_file():
         return _skipped(reporter, "release", {"bundle": str(run.folder / "release")})
+    check_disk(run, "release")
     with run.stage("release"):
         result = write_bundle(run)
     reporter.line(f"release: {result['bundle']} ({format_size(result['bytes'])})")

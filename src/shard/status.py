@@ -34,7 +34,8 @@ def run_status(folder: Path) -> dict[str, Any]:
                 "training_stage": stage,
                 "step": last["step"],
                 "steps": settings.steps,
-                "loss": last["loss"],
+                "loss": next((line["loss"] for line in reversed(lines) if "skipped" not in line), None),
+                "skipped_steps": sum("skipped" in line for line in lines),
                 "seconds_left": round(sorted(recent)[len(recent) // 2] * (settings.steps - last["step"]), 1),
             }
             if scored:
@@ -48,9 +49,10 @@ def describe_status(status: dict[str, Any]) -> str:
     finished = all(state in ("done", "imported") for state in status["stages"].values())
     text = f"{status['run']}: {'finished' if finished else status['stage'] + ' ' + status['status']}"
     if "step" in status:
-        text += (
-            f", {status['training_stage']} step {status['step']:,} of {status['steps']:,}, loss {status['loss']:.4f}"
-        )
+        loss = "none" if status["loss"] is None else f"{status['loss']:.4f}"
+        text += f", {status['training_stage']} step {status['step']:,} of {status['steps']:,}, loss {loss}"
+        if status["skipped_steps"]:
+            text += f", {status['skipped_steps']} steps skipped"
         if status["step"] < status["steps"]:
             text += f", {format_duration(status['seconds_left'])} left"
     return text

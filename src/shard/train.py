@@ -1,6 +1,5 @@
 """A stage of training, pretrain or anneal, of a run: what the trainer is given, and what the manifest keeps of it."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +7,11 @@ from shard.console import Reporter
 from shard.data import documents
 from shard.errors import ShardError
 from shard.files import read_json
+from shard.resources import check_disk, check_memory
 from shard.run import Run
-from shard.units import format_size
 
 if TYPE_CHECKING:
-    import torch
-
     from shard.model import ShardLM
-    from shard.training.settings import StageSettings
 
 SAMPLE_TOKENS = 40
 """Length of the samples that are drawn during training."""
@@ -31,8 +27,10 @@ def separator_id(run: Run) -> int:
     return token_id
 
 
-def train(run: Run, reporter: Reporter, name: str, until: int | None, start_from: Path | None) -> dict[str, Any]:
-    """Train the stage `name` to its end, or to step `until`; returns what was reached."""
+def train(
+    run: Run, reporter: Reporter, name: str, until: int | None, start: Path | None, deadline: float | None
+) -> dict[str, Any]:
+    """Train the stage `name` to its end, to step `until` or to a deadline (time.monotonic()); what was reached."""
     import torch
 
     from shard.data.loader import BatchLoader
@@ -40,9 +38,9 @@ def train(run: Run, reporter: Reporter, name: str, until: int | None, start_from
     from shard.evaluation.bits_per_byte import encode_heldout, score
     from shard.inference.sampling import complete_prompts
     from shard.tokenizer import load_tokenizer
-    from shard.training.checkpoint import load_checkpoint
-    from shard.training.decisions import decide
-    from shard.training.trainer import Stage, Trainer
+    from shard.training.decisions import decide, save_decisions
+    from shard.training.stage import Stage
+    from shard.training.trainer import Trainer
 
     r, settings = run.recipe, getattr(run.recipe, name)
     device = choose_device()
@@ -56,8 +54,10 @@ def train(run: Run, reporter: Reporter, name: str, until: int | None, start_from
         r.data.mixture_block,
         # Each stage has an order of its own: else the anneal would begin with what pretrain began with.
         seed=r.seed * 2 + (name == "anneal"),
+        vocab_size=r.config.vocab_size,
     )
-    _check_resources(run, settings, device)
+    check_memory(run, device)
+    check_disk(run, name)
     for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
         if epochs > 4:
             reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
@@ -80,6 +80,9 @@ def train(run: Run, reporter: Reporter, name: str, until: int | None, start_from
     def write_samples(model: "ShardLM") -> list[dict[str, str]]:
         return complete_prompts(model, tok, separator, settings.sample_prompts, SAMPLE_TOKENS)
 
+    entry = run.manifest["stages"]
+    branch = entry.get("anneal", {}).get("from_step") if name == "pretrain" else None
+    surroundings = environment(device)
     stage = Stage(
         name=name,
         config=r.config,
@@ -90,47 +93,41 @@ def train(run: Run, reporter: Reporter, name: str, until: int | None, start_from
         score=score_heldout,
         sample=write_samples,
         fingerprint=run.inputs(name),
+        identity=run.identity(name),
+        accepts=frozenset(entry.get(name, {}).get("accepts", ())),
         decisions=decisions,
+        save_decisions=lambda changed: save_decisions(name, device, run.decisions_path, changed),
         device=device,
+        environment={key: surroundings[key] for key in ("device", "threads", "versions")},
+        start=start,
+        pinned=frozenset() if branch is None else frozenset({branch}),
     )
     with run.stage(name):
-        run.record(name, environment=environment(device), decisions=read_json(run.decisions_path, "delete it"))
-        start = load_checkpoint(start_from) if start_from is not None else None
-        trainer = Trainer(stage, reporter, start)
+        run.record(name, environment=surroundings, decisions=read_json(run.decisions_path, "delete it"))
         try:
-            reached = trainer.train(until)
+            trainer = Trainer(stage, reporter)
+            reached = trainer.train(until, deadline)
         finally:
             loader.close()
             torch.use_deterministic_algorithms(False)
+        status = "done" if reached == settings.steps else "stopped" if reached == until else "paused"
         result = {
+            "status": status,
             "step": reached,
             "steps": settings.steps,
             "tokens": trainer.tokens,
             "seconds": round(trainer.seconds, 1),
+            "skipped_steps": trainer.skipped,
+            "rollbacks": [rollback.to_dict() for rollback in trainer.rollbacks],
         }
-        run.record(name, result=result, status="running" if reached == settings.steps else "stopped")
-    if reached < settings.steps:
+        run.record(name, result=result, status="running" if status == "done" else status)
+    if status == "paused":
+        reporter.line(
+            f"{name}: paused at step {reached} of {settings.steps}, saved; the same command goes on from there"
+        )
+    elif status == "stopped":
         reporter.line(
             f"{name}: stopped at step {reached} of {settings.steps}; go on with `shard {name} {run.folder}`"
             + (f", or anneal from here with `shard anneal {run.folder}`" if name == "pretrain" else "")
         )
     return result
-
-
-def _check_resources(run: Run, settings: "StageSettings", device: "torch.device") -> None:
-    """Before a stage: memory for the weights and the optimizer, disk for the checkpoints that it keeps and one more."""
-    from shard.environment import total_memory
-    from shard.training.cost import checkpoint_bytes, state_bytes
-
-    if device.type == "cpu" and state_bytes(run.recipe.config) > total_memory():
-        raise ShardError(
-            f"weights, gradients and optimizer state take {format_size(state_bytes(run.recipe.config))} and this "
-            f"machine has {format_size(total_memory())}: choose a smaller model"
-        )
-    kept = settings.keep_last + 2 + (settings.steps // settings.keep_every if settings.keep_every else 0)
-    needed, free = checkpoint_bytes(run.recipe.config) * kept, shutil.disk_usage(run.folder).free
-    if free < needed:
-        raise ShardError(
-            f"{run.folder} has {format_size(free)} of free disk and checkpoints may take {format_size(needed)}: "
-            "make room, choose an --out on another disk, or keep fewer (keep_every)"
-        )

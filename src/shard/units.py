@@ -1,9 +1,12 @@
 """Quantities with units in recipes and on the command line: "512KiB", "2MB", "2h55m"."""
 
 import re
+import time
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
+
+from shard.errors import UsageError
 
 _BYTES = {
     "": 1,
@@ -40,6 +43,16 @@ def parse_duration(value: object) -> object:
     if not parts or "".join(number + unit for number, unit in parts) != value.replace(" ", ""):
         raise ValueError(f"{value!r} is not a duration: write it as in '45s', '30m' or '2h55m'")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def deadline_after(duration: str | None) -> float | None:
+    """When "2h55m" from now is over, on the clock of time.monotonic(). UsageError where it is no duration."""
+    if duration is None:
+        return None
+    try:
+        return time.monotonic() + float(str(parse_duration(duration)))
+    except ValueError as error:
+        raise UsageError(f"--max-time {error}") from None
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=10**16)]

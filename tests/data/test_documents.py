@@ -235,3 +235,58 @@ def test_a_source_that_fails_halfway_leaves_no_file(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(documents, "read_text_files", read)
     assert error_of({"mine": TextSource(kind="text", path="anywhere")}, tmp_path) == "the file is broken"
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+# A process that is killed
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it but the test."""
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_killed_anywhere_it_leaves_no_ledger_without_its_files_and_a_redo_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_there: bool
+) -> None:
+    """At every rename and every removal in turn: where files were made before, and where none were."""
+    sources = {name: text_source(tmp_path / "text" / name, numbered(name, 30)) for name in ("one", "two")}
+    collect_documents(sources, DataSettings(), 0, tmp_path / "whole")
+    whole = content_of(tmp_path / "whole")
+    assert len(whole) == 6
+    calls, killed_at = 0, -1
+    replace, unlink = Path.replace, Path.unlink
+
+    def counted(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise Killed
+            return None if 0 < killed_at < calls else real(*arguments, **options)  # the dead change nothing
+
+        return call
+
+    monkeypatch.setattr(Path, "replace", counted(replace))
+    monkeypatch.setattr(Path, "unlink", counted(unlink))
+    collect_documents(sources, DataSettings(), 0, tmp_path / "counted")
+    for moment in range(1, calls + 1):
+        folder = tmp_path / f"killed-{moment}"
+        if was_there:  # of other text, by the same names
+            calls, killed_at = 0, -1
+            old = {name: text_source(tmp_path / "old" / name, numbered(f"old {name}", 40)) for name in sources}
+            collect_documents(old, DataSettings(), 1, folder)
+        calls, killed_at = 0, moment
+        with pytest.raises(Killed):
+            collect_documents(sources, DataSettings(), 0, folder)
+        for name in sources:
+            if (folder / name / LEDGER).is_file():
+                for which, expected in read_ledger(folder / name)["sha256"].items():
+                    assert sha256_of(folder / name / which) == expected, (moment, name)
+        killed_at = -1
+        collect_documents(sources, DataSettings(), 0, folder)
+        left = content_of(folder)
+        assert {name: content for name, content in left.items() if ".tmp" not in name} == whole, moment

@@ -152,3 +152,16 @@ def test_a_source_without_weight_need_not_be_there(folder: Path) -> None:
 def test_a_source_without_shards(folder: Path) -> None:
     (folder / "empty").mkdir()
     assert "run `shard data` again" in error_of(folder, {"empty": 1}, rows=1)
+
+
+def test_a_token_that_the_vocabulary_lacks(folder: Path) -> None:
+    """Said of its source, here: in the model it would be an index out of range."""
+    known = BatchLoader(folder, {"a": 1}, LENGTH, LENGTH, 10, seed=1, vocab_size=1001)
+    for index in range(250):
+        known.batch(index)
+    known.close()
+    lacking = BatchLoader(folder, {"a": 1}, LENGTH, LENGTH, 10, seed=1, vocab_size=1000)
+    with pytest.raises(ShardError, match=r"a is damaged: it holds the token 1000, .* 1000: run `shard verify"):
+        for index in range(250):
+            lacking.fetch(index)
+    lacking.close()

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,42 @@ def test_a_ledger_that_is_gone_or_damaged(tmp_path: Path, content: str | None, m
         (tmp_path / LEDGER).write_text(content)
     with pytest.raises(ShardError, match=rf"tokens\.json {message}.*: run `shard data` again"):
         TokenStream.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ledger: ledger.update(dtype="<u8"),
+        lambda ledger: ledger.update(dtype="O"),
+        lambda ledger: ledger.update(dtype=["<u2"]),
+        lambda ledger: ledger.pop("dtype"),
+        lambda ledger: ledger.update(shards={}),
+        lambda ledger: ledger.update(tokens=ledger["tokens"] + 1),
+        lambda ledger: ledger["shards"].append(3),
+        lambda ledger: (
+            ledger["shards"].append(ledger["shards"][0]),
+            ledger.update(tokens=ledger["tokens"] + ledger["shards"][0]["tokens"]),
+        ),
+        lambda ledger: ledger["shards"][0].update(tokens=0),
+        lambda ledger: ledger["shards"][0].update(tokens=-32),
+        lambda ledger: ledger["shards"][0].update(tokens=True),
+        lambda ledger: ledger["shards"][0].update(tokens=32.0),
+        lambda ledger: ledger["shards"][0].update(tokens=10**400),
+        lambda ledger: ledger["shards"][0].update(file="../text/train-00000.bin"),
+        lambda ledger: ledger["shards"][0].update(file="/train-00000.bin"),
+        lambda ledger: ledger["shards"][0].update(file=7),
+        lambda ledger: ledger["shards"][0].pop("sha256"),
+    ],
+)
+def test_a_ledger_that_says_what_no_write_does(
+    encoder: BulkEncoder, tmp_path: Path, change: Callable[..., object]
+) -> None:
+    folder = tmp_path / "text"
+    ledger = write(["many words in here"] * 20, encoder, folder)
+    change(ledger)
+    (folder / LEDGER).write_text(json.dumps(ledger))
+    with pytest.raises(ShardError, match=r"tokens\.json is damaged: .*: run `shard data` again$"):
+        TokenStream.open(folder)
 
 
 def test_the_sample_is_taken_from_every_batch(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """The command line: verbs and options are frozen, and a mistake is one line with an exit code, never a traceback."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,17 @@ import typer
 
 from shard import __version__
 from shard.cli import app
-from shard.run import STAGES
+from shard.run import STAGES, Run
 
 Shard = Callable[..., Any]
 
 STAGE = ["--data", "--json", "--out", "--set", "recipe"]
 VERBS = {
-    "run": STAGE,
+    "run": [*STAGE, "--fork", "--max-time"],
     "tokenizer": STAGE,
     "data": STAGE,
-    "pretrain": [*STAGE, "--until"],
-    "anneal": [*STAGE, "--from-step"],
+    "pretrain": [*STAGE, "--fork", "--max-time", "--until"],
+    "anneal": [*STAGE, "--fork", "--from-step", "--max-time"],
     "evaluate": STAGE,
     "bench": STAGE,
     "release": STAGE,
@@ -35,6 +37,7 @@ VERBS = {
     "import": ["--data", "--json", "--out", "--recipe", "--set", "bundle"],
     "plan": ["--data", "--json", "--no-probe", "--probe", "--set", "recipe"],
     "status": ["--json", "folder"],
+    "verify": ["--json", "path"],
     "doctor": ["--json"],
     "recipes": [],
 }
@@ -169,7 +172,7 @@ def test_greedy_with_a_temperature_is_refused(shard: Shard, finished_run: Path) 
 
 
 def test_an_unknown_dtype_is_refused_with_the_choices(shard: Shard, finished_run: Path) -> None:
-    assert "bf16, fp32" in one_line(shard("generate", finished_run, "x", "--dtype", "fp7"), 2)
+    assert "bf16, fp16, fp32" in one_line(shard("generate", finished_run, "x", "--dtype", "fp7"), 2)
 
 
 @pytest.mark.parametrize("options", [[], ["--no-cache"], ["--json"]])
@@ -199,6 +202,59 @@ def test_a_run_folder_of_another_recipe_is_refused_with_the_key(
 ) -> None:
     outcome = shard("run", *tiny, "--set", "pretrain.lr_muon=0.5", "--out", finished_run)
     assert "pretrain.lr_muon is 0.02 there and 0.5 here" in one_line(outcome, 1)
+
+
+def test_a_run_in_use_is_refused_by_what_writes_and_not_by_what_reads(
+    shard: Shard, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    with Run.open(folder):
+        for verb in ("run", *STAGES):
+            assert f"{folder} is in use by process {os.getpid()} on" in one_line(shard(verb, folder), 1)
+        assert "is in use" in one_line(shard("run", folder, "--fork", tmp_path / "new"), 1)
+        for verb, *options in (("status",), ("plan", "--no-probe"), ("generate", "--max-tokens", "1")):
+            assert shard(verb, folder, *options).code == 0
+    for _ in range(2):
+        assert shard("run", folder).code == 0, "each command lets go of it"
+
+
+def test_a_second_command_is_told_of_the_first(shard: Shard, tokenized_run: Path, tmp_path: Path) -> None:
+    """Two real processes; the first is killed in the middle, and the folder is free at once."""
+    folder = Path(shutil.copytree(tokenized_run, tmp_path / "run"))
+    steps = [word for key in ("pretrain.steps", "anneal.steps") for word in ("--set", f"{key}=100000")]
+    command = [sys.executable, "-m", "shard", "pretrain", str(folder), *steps, "--fork", str(tmp_path / "long")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        journal = tmp_path / "long" / "pretrain" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        try:
+            while not journal.exists() and first.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            message = one_line(shard("pretrain", tmp_path / "long"), 1)
+        finally:
+            first.kill()
+    assert f"is in use by process {first.pid} on" in message
+    assert shard("data", tmp_path / "long").code == 0
+
+
+def test_an_import_that_was_killed_does_not_refuse_the_second_try(
+    shard: Shard, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shard.release import importer
+
+    def keep(*_: object, **__: object) -> None:
+        """A killed process cleans nothing up."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importer, "save_checkpoint", die)
+        patch.setattr("shard.run.shutil.rmtree", keep)
+        assert shard("import", finished_run / "release", "--out", tmp_path / "run").code == 130
+    assert [path.name for path in tmp_path.iterdir()] == [".run.tmp"]
+    assert shard("import", finished_run / "release", "--out", tmp_path / "run").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert shard("anneal", tmp_path / "run").code == 0
 
 
 def test_a_foreign_folder_and_a_file_are_refused_as_out(shard: Shard, tiny: list[str], text_folder: Path) -> None:

@@ -54,7 +54,7 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
     return {
         path.relative_to(folder).as_posix(): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # which says who works here
     }
 
 

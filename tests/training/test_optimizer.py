@@ -37,6 +37,13 @@ def give_grads(model: ShardLM, seed: int, scale: float = 1.0) -> None:
         p.grad = scale * torch.randn(p.shape, generator=generator)
 
 
+def take_step(optimizer: Optimizer, skip: float = 0.0) -> torch.Tensor:
+    """One step as the trainer takes it; the norm of the raw gradient."""
+    norm = optimizer.gradient_norm()
+    optimizer.step(norm, torch.tensor(skip))
+    return norm
+
+
 def test_the_table_covers_every_parameter_once_by_role(tiny_config):
     model, optimizer = make(tiny_config)
     assert optimizer.table() == [
@@ -89,7 +96,7 @@ def test_equals_torch_adamw_and_muon_alone(tiny_config):
         give_grads(model, step)
         give_grads(oracle, step)
         rates = optimizer.set_step(step)
-        optimizer.step()
+        take_step(optimizer)
         for role, part in adamw.items():
             part.param_groups[0]["lr"] = rates[f"lr_{role}"]
             part.step()
@@ -105,7 +112,7 @@ def test_table_and_gains_do_not_decay(tiny_config):
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.set_step(30)
-    optimizer.step()
+    take_step(optimizer)
     for name, p in model.named_parameters():
         factor = 1 - 0.02 * 0.5 if model.parameter_roles()[name] == "matrix" else 1.0
         torch.testing.assert_close(p.detach(), before[name] * factor, msg=name)
@@ -116,7 +123,7 @@ def test_returns_the_norm_of_the_raw_gradient_and_clears_it(tiny_config):
     give_grads(model, 0)
     expected = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
     optimizer.set_step(0)
-    torch.testing.assert_close(optimizer.step(), expected)
+    torch.testing.assert_close(take_step(optimizer), expected)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -128,7 +135,7 @@ def test_clips_what_enters_the_momentum(tiny_config):
     norm = torch.cat([g.flatten() for g in grads.values()]).norm()
     assert norm > 20
     optimizer.set_step(0)
-    optimizer.step()
+    take_step(optimizer)
     state = optimizer.state()
     for name in optimizer.names["matrix"]:
         torch.testing.assert_close(state[f"momentum.{name}"], 0.05 * grads[name] * 2 / norm, rtol=1e-4, atol=1e-7)
@@ -142,7 +149,7 @@ def test_a_small_gradient_is_not_clipped(tiny_config, clip):
     give_grads(model, 0)
     expected = 0.05 * model.blocks[0].attention.query.weight.grad
     optimizer.set_step(0)
-    optimizer.step()
+    take_step(optimizer)
     torch.testing.assert_close(optimizer.state()["momentum.blocks.0.attention.query.weight"], expected)
 
 
@@ -162,14 +169,14 @@ def test_state_comes_back_bit_for_bit(tiny_config):
             weights = {n: t.clone() for n, t in model.state_dict().items()}
         give_grads(model, step)
         optimizer.set_step(step)
-        optimizer.step()
+        take_step(optimizer)
     other, resumed = make(tiny_config)
     other.load_state_dict(weights)
     resumed.load_state(saved)
     for step in range(3, 6):
         give_grads(other, step)
         resumed.set_step(step)
-        resumed.step()
+        take_step(resumed)
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b), name
     state = resumed.state()
@@ -182,7 +189,7 @@ def test_a_bf16_state_is_taken_in_fp32(tiny_config):
     model, optimizer = make(tiny_config)
     give_grads(model, 0)
     optimizer.set_step(0)
-    optimizer.step()
+    take_step(optimizer)
     rounded = {n: t.bfloat16() for n, t in optimizer.state().items()}
     _, other = make(tiny_config)
     other.load_state(rounded)
@@ -201,3 +208,55 @@ def test_a_state_that_does_not_fit_is_refused_by_name(tiny_config):
         optimizer.load_state(state | {"surplus": torch.zeros(())})
     with pytest.raises(ValueError, match=r"query\.weight has the shape \(3, 2\), not \(32, 32\)"):
         optimizer.load_state(state | {name: torch.zeros(3, 2)})
+
+
+@pytest.mark.parametrize("cautious", [True, False])
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("bad", [1.0, float("nan"), float("inf")])
+def test_a_skipped_step_leaves_no_trace(tiny_config, cautious, clip, bad):
+    """Weights and all of the state stay to the bit, Adam's count of steps with them."""
+    model, optimizer = make(tiny_config, cautious_decay=cautious, grad_clip=clip, weight_decay=0.1)
+    give_grads(model, 0)
+    optimizer.set_step(0)
+    take_step(optimizer)
+    before = {n: t.clone() for n, t in (model.state_dict() | optimizer.state()).items()}
+    give_grads(model, 1)
+    for p in model.parameters():
+        p.grad *= bad
+    optimizer.set_step(1)
+    take_step(optimizer, skip=1.0)
+    after = model.state_dict() | optimizer.state()
+    assert all(torch.equal(t, after[n]) for n, t in before.items())
+    assert all(p.grad is None for p in model.parameters())
+    give_grads(model, 2)
+    take_step(optimizer)
+    assert int(optimizer.state()["adam_step.embedding.weight"]) == 2
+    assert all(t.isfinite().all() for t in optimizer.state().values())
+
+
+def test_a_step_that_is_taken_is_the_one_of_optimizers_without_a_guard(tiny_config):
+    """To the bit."""
+    model, optimizer = make(tiny_config, weight_decay=0.1)
+    other, plain = make(tiny_config, weight_decay=0.1)
+    for step in range(3):
+        for m, o in ((model, optimizer), (other, plain)):
+            give_grads(m, step)
+            o.set_step(step)
+        take_step(optimizer)
+        plain.muon.step()
+        plain.adamw.step()
+    assert plain.muon.found_inf is None
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    state = plain.state()
+    assert all(torch.equal(t, state[n]) for n, t in optimizer.state().items())
+
+
+def test_gradients_are_freed_of_the_loss_scale(tiny_config):
+    model, optimizer = make(tiny_config)
+    give_grads(model, 0)
+    expected, grads = optimizer.gradient_norm(), [p.grad.clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad *= 1024
+    assert torch.equal(optimizer.gradient_norm(torch.tensor(1024.0)), expected)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))

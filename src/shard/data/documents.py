@@ -30,6 +30,8 @@ from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.units import format_size
 
 TRAIN, HELDOUT, LEDGER = "train.jsonl", "heldout.jsonl", "documents.json"
+WHOLE = "all.jsonl"
+"""Both sides of a source before they are divided; gone when the ledger is there."""
 
 
 def read_source(name: str, source: AnySource) -> Iterator[Document]:
@@ -84,9 +86,15 @@ def collect_documents(
 ) -> dict[str, Ledger]:
     """Write `folder/<source>/{train.jsonl,heldout.jsonl,documents.json}`; the ledgers, by source.
 
+    A kill at any moment leaves each source with no ledger, or with the whole of what its ledger lists: the old ledgers
+    go first, the new ones come last.
+
     Memory: 16 bytes for each document and some 100 for each group. Raises ShardError for a source that cannot be
     read, or is too small to hold anything out.
     """
+    for name in sources:
+        for stale in (LEDGER, WHOLE):  # the second from a process that was killed
+            (folder / name / stale).unlink(missing_ok=True)
     ledgers = {name: Ledger(source.license) for name, source in sources.items()}
     seen: set[bytes] = set()
     sizes = {name: _read_and_deduplicate(name, source, ledgers[name], seen, folder) for name, source in sources.items()}
@@ -99,6 +107,7 @@ def collect_documents(
         _split(name, ledgers[name], thresholds[namespace(name, source)], seed, folder)
         if isinstance(source, InstalledSource):
             ledgers[name].origin = package_versions(source.packages)
+    for name in sources:  # a source that is refused leaves no ledger of another: they were split together
         write_json(folder / name / LEDGER, vars(ledgers[name]))
     return ledgers
 
@@ -122,7 +131,7 @@ def _read_and_deduplicate(
     """Write `folder/<name>/all.jsonl`; the bytes of each group that was kept."""
     sizes: dict[str, int] = defaultdict(int)
     total = 0
-    with atomic_open(folder / name / "all.jsonl", "w") as file:
+    with atomic_open(folder / name / WHOLE, "w") as file:
         for document in read_source(name, source):
             text = document.text
             num_bytes = len(text.encode())
@@ -161,7 +170,7 @@ def _threshold(sizes: Mapping[str, int], target: float, seed: int) -> float:
 def _split(name: str, ledger: Ledger, threshold: float, seed: int, folder: Path) -> None:
     """Divide all.jsonl into train.jsonl and heldout.jsonl, and count."""
     ledger.heldout_threshold = threshold
-    whole = folder / name / "all.jsonl"
+    whole = folder / name / WHOLE
     with (
         whole.open(encoding="utf-8") as lines,
         atomic_open(folder / name / TRAIN, "w") as train,

@@ -16,11 +16,22 @@ from shard.errors import ShardError
 
 
 class BatchLoader:
-    """Batches of one stage. `folder` holds a folder of token shards for each source of `mix`."""
+    """Batches of one stage. `folder` holds a folder of token shards for each source of `mix`; with `vocab_size`, a
+    token beyond it is found here, where the source is known.
+    """
 
     def __init__(
-        self, folder: Path, mix: Mapping[str, float], sequence_length: int, tokens_per_step: int, block: int, seed: int
+        self,
+        folder: Path,
+        mix: Mapping[str, float],
+        sequence_length: int,
+        tokens_per_step: int,
+        block: int,
+        seed: int,
+        *,
+        vocab_size: int | None = None,
     ) -> None:
+        self.folder, self.vocab_size = folder, vocab_size
         self.sequence_length = sequence_length
         self.num_rows = tokens_per_step // sequence_length
         self.streams = {name: TokenStream.open(folder / name) for name, weight in mix.items() if weight > 0}
@@ -41,13 +52,22 @@ class BatchLoader:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
 
     def batch(self, index: int) -> NDArray[np.int64]:
-        """The sequences [num_rows, sequence_length + 1] of step `index`: inputs, and targets one to the right."""
+        """The sequences [num_rows, sequence_length + 1] of step `index`: inputs, and targets one to the right.
+        ShardError for a token that the vocabulary lacks.
+        """
         first = index * self.num_rows
         places = np.arange(first, first + self.num_rows, dtype=np.uint64)
         length = self.sequence_length
-        return np.stack(
-            [self.streams[name].read(i * length, (i + 1) * length + 1) for name, i in self.mixture.locate(places)]
-        )
+        rows = []
+        for name, i in self.mixture.locate(places):
+            row = self.streams[name].read(i * length, (i + 1) * length + 1)
+            if self.vocab_size is not None and row.max() >= self.vocab_size:
+                raise ShardError(
+                    f"{self.folder / name} is damaged: it holds the token {row.max()}, and the vocabulary has "
+                    f"{self.vocab_size}: run `shard verify {self.folder}` to find the file, then `shard data` again"
+                )
+            rows.append(row)
+        return np.stack(rows)
 
     def fetch(self, index: int) -> NDArray[np.int64]:
         """batch(index), read ahead by one thread when the indices follow one another."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shard.data.permutation import Indices, permute
-from shard.files import fingerprint
+from shard.provenance import fingerprint
 
 
 def block_counts(weights: Mapping[str, float], block: int) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The tables [tokenizer], [data] and [sources.NAME] of a recipe."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shard.units import Size
 
@@ -11,6 +12,32 @@ class Table(BaseModel):
     """A table of a recipe: unknown keys are errors, numbers are finite, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_a_boolean_for_a_number(cls, values: Any) -> Any:
+        """pydantic would make 1 of true; as text it is refused, with the words and the place of any wrong value."""
+        return {key: cls._as_text(key, value) for key, value in values.items()} if isinstance(values, dict) else values
+
+    @classmethod
+    def _as_text(cls, key: str, value: Any) -> Any:
+        kinds = list(_kinds(cls.model_fields[key].annotation)) if key in cls.model_fields else []
+        if bool in kinds or not (int in kinds or float in kinds):
+            return value
+        if isinstance(value, dict):
+            return {inner: str(held).lower() if isinstance(held, bool) else held for inner, held in value.items()}
+        return str(value).lower() if isinstance(value, bool) else value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The plain types that a type is made of: int and str of `dict[str, Annotated[int, ...]] | None`."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif arguments := get_args(annotation):
+        for argument in arguments:
+            yield from _kinds(argument)
+    else:
+        yield annotation
 
 
 class TokenizerSettings(Table):

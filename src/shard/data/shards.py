@@ -20,6 +20,8 @@ from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.tokenizer import load_tokenizer
 
 LEDGER = "tokens.json"
+REMEDY = "run `shard data` again"
+DTYPES = ("<u2", "<u4")
 _BATCH = 512  # documents encoded at once
 _CHECK_EVERY = 64  # documents between those that are encoded by `tokenizers` as well
 # Where tokie 0.1.4 cuts text in other places than Qwen2's pattern, found by comparing both on every character and on
@@ -34,12 +36,14 @@ _CUT_DIFFERENTLY = re.compile(
 )
 _BLANK_LINE = re.compile(r"[\r\n][ \t]+[\r\n]")
 
+_SHARD = re.compile(r"train-\d{5,9}\.bin")
+
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 def token_dtype(vocab_size: int) -> str:
     """The type of a token on disk."""
-    return "<u2" if vocab_size <= 2**16 else "<u4"
+    return DTYPES[vocab_size > 2**16]
 
 
 class BulkEncoder:
@@ -124,6 +128,31 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
+def read_token_ledger(folder: Path) -> dict[str, Any]:
+    """`folder/tokens.json`, every value that the shards are opened by checked. ShardError, one line, where it is
+    missing or damaged.
+    """
+    path = folder / LEDGER
+    ledger = read_json(path, REMEDY)
+    if not isinstance(ledger, dict) or ledger.get("dtype") not in DTYPES or not isinstance(ledger.get("shards"), list):
+        raise ShardError(f"{path} is damaged: it needs a dtype of {' or '.join(DTYPES)} and a list of shards: {REMEDY}")
+    for shard in ledger["shards"]:
+        if not isinstance(shard, dict) or not _SHARD.fullmatch(str(shard.get("file"))):
+            raise ShardError(f"{path} is damaged: it lists what is no shard, {shard!r:.80}: {REMEDY}")
+        if not _is_count(shard.get("tokens")) or not isinstance(shard.get("sha256"), str):
+            raise ShardError(f"{path} is damaged: {shard['file']} has no number of tokens or no sha256: {REMEDY}")
+    files = [shard["file"] for shard in ledger["shards"]]
+    if len(set(files)) < len(files) or ledger.get("tokens") != sum(shard["tokens"] for shard in ledger["shards"]):
+        raise ShardError(
+            f"{path} is damaged: its shards do not add up to its {ledger.get('tokens')!r:.30} tokens: {REMEDY}"
+        )
+    return ledger
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """All token shards of a source as one array, memory-mapped."""
@@ -135,14 +164,13 @@ class TokenStream:
     @classmethod
     def open(cls, folder: Path) -> "TokenStream":
         """Open the shards that the ledger lists. ShardError where one is missing or has another size."""
-        remedy = "run `shard data` again"
-        ledger = read_json(folder / LEDGER, remedy)
+        ledger = read_token_ledger(folder)
         shards, starts, total = [], [], 0
         for shard in ledger["shards"]:
-            path, dtype = folder / Path(shard["file"]).name, np.dtype(ledger["dtype"])
+            path, dtype = folder / shard["file"], np.dtype(ledger["dtype"])
             expected = shard["tokens"] * dtype.itemsize
             if not path.is_file() or path.stat().st_size != expected:
-                raise ShardError(f"{path} is missing or is not {expected} bytes long: {remedy}")
+                raise ShardError(f"{path} is missing or is not {expected} bytes long: {REMEDY}")
             shards.append(np.memmap(path, dtype=dtype, mode="r"))
             starts.append(total)
             total += shard["tokens"]

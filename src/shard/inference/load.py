@@ -1,17 +1,26 @@
-"""Loading a model to use it: from a run folder, a checkpoint, or a release bundle. Nothing that is read runs code."""
+"""Loading a model to use it: from a run folder, a checkpoint, or a release bundle. Nothing that is read runs code, and
+what a file says of sizes is compared with what it holds before memory is taken.
+"""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch.overrides import TorchFunctionMode
 
 from shard.config import Config
 from shard.errors import ShardError
+from shard.inference.plain_pickle import load_plain
 from shard.model import ShardLM
-from shard.tokenizer import SEPARATOR, load_tokenizer
-from shard.training.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from shard.tokenizer import SEPARATOR, SPLIT_PATTERN, load_tokenizer
+from shard.training.checkpoint import load_checkpoint, newest_checkpoint
+
+MAX_TOKENIZER_BYTES = 32 * 2**20  # one of 262,144 tokens has 20 MB
+
+_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -24,27 +33,54 @@ class LoadedModel:
     origin: str
 
 
-def build_model(config: dict[str, Any], weights: dict[str, torch.Tensor], origin: str) -> ShardLM:
-    """A model of this shape with these weights. ShardError where they do not fit."""
+def build_model(config: Any, weights: Any, origin: str) -> ShardLM:
+    """A model of this shape with these weights, in their dtype. ShardError where they do not fit."""
     try:
-        model = ShardLM(Config(**config))
-        model.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ShardError(f"{origin} does not hold a Shard model: {str(error).splitlines()[0]}") from None
+        shape = Config(**config)
+        with torch.device("meta"), _NoDraws():  # without memory, until the weights are known to fit
+            model = ShardLM(shape)
+        _compare(dict(model.named_parameters()), weights)
+        model.load_state_dict(weights, assign=True)
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ShardError(f"{origin} does not hold a Shard model: {reason[:200]}") from None
     return model.eval()
 
 
 def load_bundle_file(path: Path) -> dict[str, Any]:
     """A .pt file of a bundle, read as plain tensors and primitives. ShardError for anything else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ShardError(f"{path} is missing: give the folder of a release bundle") from None
-    except Exception as error:  # torch raises many kinds for a file that is not what it should be
-        raise ShardError(f"{path} is damaged or not a plain bundle file: {str(error).splitlines()[0][:160]}") from None
+    content = load_plain(path)
     if not isinstance(content, dict) or not isinstance(content.get("cfg"), dict) or "model" not in content:
         raise ShardError(f"{path} is not a bundle file: it lacks the keys model and cfg")
+    for key in ("model", "optimizer"):
+        tensors = content.get(key, {})
+        if not isinstance(tensors, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
+        ):
+            raise ShardError(f"{path} is not a bundle file: {key} is not a table of tensors")
     return content
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model of `vocab_size` tokens. ShardError for a file that is no such tokenizer."""
+    if not path.is_file():
+        raise ShardError(f"{path} is missing")
+    if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise ShardError(f"{path} is too large for a tokenizer: at most {MAX_TOKENIZER_BYTES} bytes are read")
+    try:
+        _check_steps(json.loads(path.read_text(encoding="utf-8")))
+        tokenizer = load_tokenizer(path)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # tokenizers raises the plain Exception, and for some files panics
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ShardError(f"{path} is not a tokenizer of a Shard model: {reason[:160]}") from None
+    if not 0 <= largest < vocab_size:
+        raise ShardError(
+            f"{path} does not belong to its model: it has the id {largest}, and the model {vocab_size} ids"
+        )
+    return tokenizer
 
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -57,15 +93,53 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         tokenizer_path, origin = path / "models" / "tokenizer.json", str(path)
     else:
         is_checkpoint = (path / "model.safetensors").is_file()
-        checkpoint: Checkpoint = load_checkpoint(path if is_checkpoint else newest_checkpoint(path))
-        model = build_model(checkpoint.state["config"], checkpoint.model, str(checkpoint.path))
-        run_folder = path.resolve().parents[2] if is_checkpoint else path
+        checkpoint = load_checkpoint(path if is_checkpoint else newest_checkpoint(path))
+        state: Any = checkpoint.state
+        if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
+            raise ShardError(f"{checkpoint.path / 'state.json'} is damaged: it lacks the table config")
+        model = build_model(state["config"], checkpoint.model, str(checkpoint.path))
+        run_folder = path.resolve().parent.parent.parent if is_checkpoint else path
         tokenizer_path, origin = run_folder / "tokenizer" / "tokenizer.json", str(checkpoint.path)
-    if not tokenizer_path.is_file():
-        raise ShardError(f"{tokenizer_path} is missing")
-    try:
-        tokenizer = load_tokenizer(tokenizer_path)
-    except Exception as error:  # tokenizers raises the plain Exception
-        raise ShardError(f"{tokenizer_path} is not a tokenizer: {str(error).splitlines()[0][:160]}") from None
+    tokenizer = read_tokenizer(tokenizer_path, model.config.vocab_size)
     separator_id = tokenizer.token_to_id(SEPARATOR)
     return LoadedModel(model.to(device, dtype), tokenizer, 0 if separator_id is None else separator_id, origin)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the drawing of weights that are replaced at once: on "meta" its first call imports for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _compare(expected: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError for the first weight that is missing, unknown, or not of the model's shape."""
+    for name in [*expected, *weights]:
+        if name not in weights or name not in expected:
+            raise ValueError(f"the weight {name!r:.80} is {'missing' if name in expected else 'unknown'}")
+        weight = weights[name]
+        if weight.shape != expected[name].shape or weight.dtype not in _WEIGHTS:
+            raise ValueError(
+                f"the weight {name} has the shape {tuple(weight.shape)} and the type {weight.dtype}, "
+                f"not {tuple(expected[name].shape)} and float"
+            )
+
+
+def _check_steps(parts: dict[str, Any]) -> None:
+    """Of a tokenizer's steps only those are run that Shard writes itself: another's pattern may take hours on a line,
+    its padding all memory, its template add ids that the model lacks. Raises ValueError.
+    """
+    if parts["model"]["type"] != "BPE":
+        raise ValueError("its model is not BPE")
+    for step in ("normalizer", "truncation", "padding"):
+        if parts.get(step) is not None:
+            raise ValueError(f"it has a {step}")
+    for step in ("pre_tokenizer", "decoder", "post_processor"):
+        part = parts.get(step) or {"type": "ByteLevel"}
+        for piece in part.get("pretokenizers", [part]):
+            is_split = piece["type"] == "Split" and piece["pattern"] == {"Regex": SPLIT_PATTERN}
+            if not is_split and piece["type"] not in ("ByteLevel", "Digits"):
+                raise ValueError(f"its {step} is not one that Shard uses")

@@ -110,6 +110,7 @@ def _training(run: Run) -> str:
         if not lines:
             continue
         last = lines[-1]
+        last_loss = next((line["cross_entropy_nats"] for line in reversed(lines) if "skipped" not in line), None)
         seconds = sum(line["timing"]["seconds"] for line in lines)
         tokens = len(lines) * settings.tokens_per_step
         flops = tokens * flops_per_token(run.recipe.config, settings.sequence_length)
@@ -119,7 +120,7 @@ def _training(run: Run) -> str:
                 f"{last['step']:,} of {settings.steps:,}",
                 f"{settings.sequence_length:,}",
                 format_count(tokens),
-                f"{last['cross_entropy_nats']:.4f}",
+                "none" if last_loss is None else f"{last_loss:.4f}",
                 format_duration(seconds),
                 f"{tokens / seconds:,.0f}",
                 f"{flops:.3g}",
@@ -131,6 +132,7 @@ def _training(run: Run) -> str:
         flagged = [event for event in events if event["event"] == "rank_loss"]
         looks = sum(event["event"] == "sentinel" for event in events)
         notes.append(f"Sentinel, {stage}: {looks} looks at the singular values, {len(flagged)} with rank loss flagged.")
+        notes.append(_skipped(stage, lines, entry.get("result", {}).get("rollbacks", [])))
         if (starts := sum(event["event"] == "start" for event in events)) > 1:
             notes.append(f"{stage} was started {starts} times and went on from its last checkpoint.")
     columns = ["stage", "steps", "sequence", "tokens", "last loss (nats)", "time", "tokens/s", "FLOPs"]
@@ -153,6 +155,21 @@ def _training(run: Run) -> str:
             else ""
         )
     )
+
+
+def _skipped(stage: str, lines: list[dict[str, Any]], rollbacks: list[dict[str, Any]]) -> str:
+    """What the guard of the steps did, in one sentence or two."""
+    skipped = [f"{line['step']:,} ({line['skipped']})" for line in lines if "skipped" in line]
+    if not skipped and not rollbacks:
+        return f"Guard, {stage}: no step was skipped."
+    shown = ", ".join(skipped[:10]) + (f" and {len(skipped) - 10} more" if len(skipped) > 10 else "")
+    text = f"Guard, {stage}: {len(skipped)} of {len(lines):,} steps were skipped" + (f": {shown}." if shown else ".")
+    for r in rollbacks:
+        text += (
+            f" Trouble at step {r['step']:,} sent it back to step {r['checkpoint']:,}, past {len(r['passed_over'])} "
+            "batches."
+        )
+    return text
 
 
 def _data(run: Run) -> str:

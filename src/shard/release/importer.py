@@ -4,36 +4,29 @@ The bundle stores weights and optimizer state in bf16, so the anneal goes on fro
 run, not the same bits.
 """
 
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from shard.errors import ShardError, UsageError
-from shard.files import sha256_of
-from shard.inference.load import build_model, load_bundle_file
+from shard.files import copy_file, sha256_of
+from shard.inference.load import build_model, load_bundle_file, read_tokenizer
 from shard.model import ShardLM
 from shard.recipe import Recipe
 from shard.run import Run
-from shard.tokenizer import load_tokenizer
 from shard.training.checkpoint import rng_state, save_checkpoint
 from shard.training.optimizer import Optimizer
+from shard.verify import read_sums
 
 
 def check_sums(bundle: Path) -> None:
     """Compare every file that SHA256SUMS lists. ShardError names what is missing, damaged, or outside the bundle."""
     if not bundle.is_dir():
         raise UsageError(f"{bundle} does not exist: give the folder of a release bundle")
-    sums = bundle / "SHA256SUMS"
-    if not sums.is_file():
-        raise ShardError(f"{bundle} is not a release bundle: it has no SHA256SUMS")
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
+    for name, expected in read_sums(bundle).items():
         path = bundle / name
-        if not name or not path.resolve().is_relative_to(bundle.resolve()):
-            raise ShardError(f"{sums} lists a path outside the bundle: {name!r}")
         if not path.is_file():
             raise ShardError(f"{path} is missing from the bundle")
         if sha256_of(path) != expected:
@@ -46,7 +39,7 @@ def import_bundle(bundle: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
     """
     content = load_bundle_file(bundle / "models" / "pretrain.pt")
     config, step, tokens = content["cfg"], content.get("step"), content.get("tokens")
-    if not isinstance(step, int) or not isinstance(tokens, int) or not isinstance(content.get("optimizer"), dict):
+    if not _is_count(step) or not _is_count(tokens) or not isinstance(content.get("optimizer"), dict):
         raise ShardError(f"{bundle / 'models' / 'pretrain.pt'} lacks optimizer, step or tokens")
     model = build_model(config, _in_fp32(content["model"]), str(bundle))
     if model.config != recipe.config:
@@ -65,26 +58,34 @@ def import_bundle(bundle: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
         optimizer.load_state(_in_fp32(content["optimizer"]))
     except (ValueError, AttributeError) as error:
         raise ShardError(f"{bundle / 'models' / 'pretrain.pt'}: {error}") from None
-    load_tokenizer(bundle / "models" / "tokenizer.json")
-    if folder.exists() and any(folder.iterdir()):
-        raise ShardError(f"{folder} is not empty: choose another --out")
-    run = Run.open(folder, recipe)
-    run.tokenizer_path.parent.mkdir(parents=True)
-    shutil.copyfile(bundle / "models" / "tokenizer.json", run.tokenizer_path)
+    read_tokenizer(bundle / "models" / "tokenizer.json", model.config.vocab_size)
     state = {
         "stage": "pretrain",
         "tokens": tokens,
         "seconds": 0.0,
         "fingerprint": "imported",
+        "identity": {},
+        "environment": {},
         "branched_from": None,
         "rng": rng_state(),
         "config": config,
+        "guard": None,
+        "skipped": [],
+        "passed_over": [],
+        "rollbacks": [],
     }
-    save_checkpoint(folder / "pretrain" / "checkpoints", step, model.state_dict(), optimizer.state(), state)
-    run.record("tokenizer", status="imported", bundle=str(bundle))
-    run.record("pretrain", status="imported", bundle=str(bundle), result={"step": step, "tokens": tokens})
+    with Run.build(folder, recipe) as run:
+        copy_file(bundle / "models" / "tokenizer.json", run.tokenizer_path)
+        save_checkpoint(run.folder / "pretrain" / "checkpoints", step, model.state_dict(), optimizer.state(), state)
+        run.record("tokenizer", status="imported", bundle=str(bundle))
+        run.record("pretrain", status="imported", bundle=str(bundle), result={"step": step, "tokens": tokens})
+    run.close()
     return {"run": str(folder), "step": step, "tokens": tokens}
 
 
 def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63

@@ -3,13 +3,14 @@
 A probe may choose differently after a restart (a busy machine, a new driver), and training would then not repeat.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shard.environment import choose_compile, choose_precision
+from shard.errors import ShardError
 from shard.files import read_json, write_json
 from shard.training.settings import StageSettings
 
@@ -22,9 +23,9 @@ class Decisions:
     """How a stage computes, and why."""
 
     precision: str
-    """bf16 or fp32."""
+    """bf16, fp16 (with a loss scale) or fp32."""
     newton_schulz: str
-    """Dtype of Muon's orthogonalisation: bf16 where it is fast."""
+    """Dtype of Muon's orthogonalisation: the fast one."""
     compile: bool
     micro_batch: int
     """Sequences computed at once."""
@@ -37,18 +38,54 @@ class Decisions:
         return DTYPES[self.precision]
 
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def decide(stage: str, settings: StageSettings, device: torch.device, path: Path) -> Decisions:
     """The decisions of a stage: read from `path` if it holds them, else probed and added to it atomically."""
-    known: dict[str, Any] = read_json(path, "delete it: it is made anew") if path.exists() else {}
-    # A recipe cannot change under a run, but the kind of device can: what was probed on another one does not hold.
-    key = f"{stage} on {device.type}"
+    known = _read(path)
+    key = _key(stage, device)
     if key not in known:
-        known[key] = asdict(_probe(settings, device))
-        write_json(path, known)
-    return Decisions(**known[key])
+        save_decisions(stage, device, path, _probe(settings, device))
+        return Decisions(**_read(path)[key])
+    try:
+        return Decisions(**known[key])
+    except TypeError as error:
+        raise ShardError(f"{path} is damaged ({error}): delete it, it is made anew") from None
+
+
+def save_decisions(stage: str, device: torch.device, path: Path, decisions: Decisions) -> None:
+    """Write the decisions of a stage down, atomically, beside those of other stages."""
+    write_json(path, {**_read(path), _key(stage, device): asdict(decisions)})
+
+
+def _key(stage: str, device: torch.device) -> str:
+    # A recipe cannot change under a run, but the kind of device can: what was probed on another one does not hold.
+    return f"{stage} on {device.type}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    known = read_json(path, "delete it: it is made anew") if path.exists() else {}
+    if not isinstance(known, dict):
+        raise ShardError(f"{path} is damaged: delete it, it is made anew")
+    return known
+
+
+def halve_micro_batch(decisions: Decisions, rows: int) -> Decisions | None:
+    """After running out of memory: about half the micro-batch, of equal parts of the `rows` of a step. None at one."""
+    if decisions.micro_batch == 1:
+        return None
+    micro_batch = max(n for n in range(1, decisions.micro_batch // 2 + 1) if rows % n == 0)
+    reason = f"{decisions.micro_batch} sequences did not fit into memory"
+    return replace(decisions, micro_batch=micro_batch, reasons={**decisions.reasons, "micro_batch": reason})
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out: CUDA has a class for it, the CPU and MPS only words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _probe(settings: StageSettings, device: torch.device) -> Decisions:

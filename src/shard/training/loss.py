@@ -46,7 +46,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_N: Tensor,
         cap: float,
         z_loss: float,
-        scale: float,
+        scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_tokens, vocab_size = hidden_ND.size(0), table_VD.size(0)
         chunk = max(1, CHUNK_LOGITS // vocab_size)
@@ -80,12 +80,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def chunked_loss(
-    hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float, scale: float = 1.0
+    hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float, scale: float | Tensor = 1.0
 ) -> Loss:
     """The same as plain_loss in memory of CHUNK_LOGITS logits.
 
     `hidden_ND` is in the compute dtype; `table_VD` is the master table, cast once. `scale` is applied before the
-    gradients are rounded to the compute dtype: give 1 / tokens of the whole step. Differentiable once, in `total`.
+    gradients are rounded to the compute dtype: give 1 / tokens of the whole step, times the loss scale of fp16.
+    Differentiable once, in `total`.
     """
     total, nll_sum, z_sum = _ChunkedLoss.apply(hidden_ND, table_VD, targets_N, cap, z_loss, scale)  # type: ignore[no-untyped-call]
     return Loss(total, nll_sum.detach(), z_sum.detach())

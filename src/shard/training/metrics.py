@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shard.files import atomic_open
+
 
 class Journal:
     """Both files of one stage. Lines are written at once, so that a killed run has all but its last line."""
@@ -15,17 +17,18 @@ class Journal:
         self.metrics_path = folder / "metrics.jsonl"
         self.events_path = folder / "events.jsonl"
 
-    def resume(self, step: int) -> None:
-        """Cut the metrics of steps after `step` (they will be written again), and any half-written line."""
+    def resume(self, step: int) -> int:
+        """Cut the metrics of steps after `step` (they will be written again), and any half-written line. Returns how
+        many steps up to `step` are missing.
+        """
+        kept = 0
         for path in (self.metrics_path, self.events_path):
             if path.exists():
                 lines = [x for x in read_jsonl(path) if path == self.events_path or x["step"] <= step]
-                temporary = path.with_suffix(".tmp")
-                with temporary.open("w", encoding="utf-8") as file:
+                kept = len(lines) if path == self.metrics_path else kept
+                with atomic_open(path, "w") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
+        return max(0, step - kept)
 
     def metric(self, **values: Any) -> None:
         """Append one step to metrics.jsonl."""
@@ -36,10 +39,17 @@ class Journal:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._append(self.events_path, {"time": now, "event": kind, **values})
 
+    def flush(self) -> None:
+        """Bring both files to the disk: a checkpoint must not be newer than the metrics before it."""
+        for path in (self.metrics_path, self.events_path):
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
     @staticmethod
     def _append(path: Path, values: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

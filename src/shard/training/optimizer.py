@@ -77,17 +77,29 @@ class Optimizer:
             group["lr"] = rates[name]
         return rates
 
-    def step(self) -> Tensor:
-        """Clip the raw gradients if the recipe asks for it, update, clear them; returns their norm before clipping."""
+    def gradient_norm(self, scale: Tensor | None = None) -> Tensor:
+        """The norm of the raw gradients, a scalar on the device. Where they carry a loss scale they are freed of it."""
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        if scale is not None:
+            torch._foreach_div_(grads, scale)
+        return torch.nn.utils.get_total_norm(grads)
+
+    def step(self, norm: Tensor, skip: Tensor) -> None:
+        """Clip the raw gradients of this norm if the recipe asks for it, update, clear them. Where the scalar `skip`
+        is 1 nothing changes, and the host need not know.
+        """
         if self.settings.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.grad_clip, norm)
+        self.muon.found_inf = skip
+        self.adamw.found_inf = skip  # type: ignore[attr-defined]  # what torch's GradScaler sets, too
         self.muon.step()
         self.adamw.step()
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Drop all gradients, and their memory."""
         for p in self.parameters.values():
             p.grad = None
-        return norm
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the state by name: momentum.<parameter>, exp_avg.<...>, exp_avg_sq.<...>, adam_step.<...>."""

@@ -7,6 +7,9 @@ from pydantic import Field
 from shard.data.settings import Table
 from shard.units import Size
 
+TROUBLE_WINDOW = 10
+"""Steps among which `rollback_after` skipped ones are repeated trouble."""
+
 Steps = Annotated[int, Field(ge=0, le=10**9)]
 PositiveSteps = Annotated[int, Field(ge=1, le=10**9)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
@@ -49,10 +52,21 @@ class StageSettings(Table):
     adam_eps: Annotated[float, Field(gt=0, le=1)] = 1e-10
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the raw gradient, applied before Muon. None: never clipped, always recorded."""
+    skip_sigma: Annotated[float, Field(gt=0, le=1000)] = 6.0
+    """A step is skipped where its loss or gradient norm lies so many standard deviations above the mean of the last
+    128 steps taken, or is not finite."""
+    rollback_after: Annotated[int, Field(ge=1, le=TROUBLE_WINDOW)] = 3
+    """Skipped steps among the last 10 that send the stage back to its last good checkpoint, past their batches."""
+    max_rollbacks: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Rollbacks of a stage, at most; then it stops with a report."""
+    rank_loss: Literal["record", "stop"] = "record"
+    """What follows where the sentinel finds more than rank_loss_share of a matrix's singular values lost."""
+    rank_loss_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     z_loss: Annotated[float, Field(ge=0, le=1)] = 1e-4
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """What is computed in; weights and optimizer state are fp32. "auto" is bf16 where it is fast, else fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What is computed in; weights and optimizer state are fp32. "auto" is bf16 where it is fast, fp16 with a loss
+    scale on a GPU without bf16, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_every: PositiveSteps = 1000
     keep_last: PositiveSteps = 2

@@ -1,309 +1,404 @@
 """One stage of training: from a checkpoint (or from nothing) to its last step, with everything that it leaves behind.
 
-The loop is small on purpose: batch(step) -> gradients, micro-batch by micro-batch -> optimizer step -> record. All that
-decides the result is a pure function of the recipe and the step, or stands in the checkpoint.
+The loop is small on purpose: batch(index) -> gradients, micro-batch by micro-batch -> verdict of the guard -> optimizer
+step -> record. All that decides the result is a pure function of the recipe and the step, or stands in the checkpoint.
+The host reads what a step gave only when the next one is on its way to the device.
 """
 
-import signal
-import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from collections import deque
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from shard.config import Config
 from shard.console import Reporter
-from shard.data.loader import BatchLoader
-from shard.environment import make_deterministic, memory_bytes
+from shard.environment import make_deterministic
 from shard.errors import ShardError
+from shard.files import write_json
 from shard.model import ShardLM
+from shard.provenance import describe_difference, flatten
+from shard.signals import InterruptedRunError, StopFlag
 from shard.training.checkpoint import (
     Checkpoint,
+    checkpoint_path,
+    delete,
     list_steps,
+    load_checkpoint,
     load_newest,
     prune,
+    read_state,
     rng_state,
-    save_checkpoint,
     set_rng_state,
 )
-from shard.training.cost import flops_per_token
-from shard.training.decisions import DTYPES, Decisions
-from shard.training.loss import Loss, chunked_loss
-from shard.training.metrics import Journal
-from shard.training.optimizer import Optimizer
+from shard.training.decisions import Decisions
+from shard.training.guard import reason_of_skip
+from shard.training.metrics import Journal, read_jsonl
+from shard.training.progress import Progress
 from shard.training.sentinel import inspect_spectra
-from shard.training.settings import StageSettings
-from shard.units import format_count, format_duration, format_size
-
-
-class InterruptedRunError(ShardError):
-    """A signal asked the run to stop; what was done is saved. Exits with 128 + the signal's number."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage of training is given."""
-
-    name: str
-    """pretrain or anneal."""
-    config: Config
-    settings: StageSettings
-    seed: int
-    folder: Path
-    loader: BatchLoader
-    score: Callable[[ShardLM], dict[str, float]]
-    """Bits per byte of held-out text by source, at the dtype of training."""
-    sample: Callable[[ShardLM], list[dict[str, str]]]
-    """What the model writes: {"prompt": ..., "text": ...} of each prompt."""
-    fingerprint: str
-    """Of recipe, tokenizer and data: a checkpoint with another one is refused."""
-    decisions: Decisions
-    device: torch.device
+from shard.training.stage import Stage
+from shard.training.step import Launched, TrainingStep
+from shard.training.trouble import Rollback, batch_index, plan_rollback, recent
+from shard.training.writer import CheckpointWriter
 
 
 class Trainer:
-    """Trains one stage. `start` is the checkpoint that an anneal branches from; pretraining starts from nothing."""
+    """Trains one stage; it begins where the newest whole checkpoint of the stage left off."""
 
-    def __init__(self, stage: Stage, reporter: Reporter, start: Checkpoint | None = None) -> None:
+    def __init__(self, stage: Stage, reporter: Reporter) -> None:
         self.stage, self.reporter = stage, reporter
         self.journal = Journal(stage.folder)
         self.checkpoints = stage.folder / "checkpoints"
+        self.writer = CheckpointWriter(self.checkpoints, self.journal.flush, self._prune)
         make_deterministic(stage.seed)
-        self.model = ShardLM(stage.config).to(stage.device)
-        if stage.decisions.flex_attention:
-            from shard.training.flex import flex_local_attention
+        self.work = TrainingStep(stage, ShardLM(stage.config).to(stage.device), self._report_less_memory)
+        # On the CPU a step is over when it returns; elsewhere the host stays one step ahead of what it reads.
+        self._lag = 0 if stage.device.type == "cpu" else 1
+        self._launched: deque[Launched] = deque()
+        self._restore(load_newest(self.checkpoints, reporter.warn))
+        if missing := self.journal.resume(self.step):
+            reporter.warn(
+                f"{self.journal.metrics_path} lacks {missing} of the {self.step} steps so far: it was damaged"
+            )
+        self._progress = Progress(stage.name, stage.config, stage.settings, stage.device, reporter)
 
-            for block in self.model.blocks:
-                block.attention.local_attention = flex_local_attention  # type: ignore[union-attr]
-        self.optimizer = Optimizer(self.model, stage.settings, DTYPES[stage.decisions.newton_schulz])
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+    # State: from nothing, from a branch point, from a checkpoint.
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """The state of a checkpoint of this stage, else that of step 0: the branch point, or the model as it is."""
+        stage = self.stage
+        self.work.reset()
+        self.step, self.seconds, self._tokens_before = 0, 0.0, 0
+        self.skipped: list[int] = []
+        self.passed_over: list[int] = []
+        self.rollbacks: list[Rollback] = []
         self.branched_from: dict[str, Any] | None = None
-        resumed = load_newest(self.checkpoints, reporter.warn)
-        if resumed is not None:
-            self._resume(resumed)
-        elif start is not None:
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        elif stage.start is not None:
+            start = load_checkpoint(stage.start)
             self._load_tensors(start)
-            self.tokens = int(start.state["tokens"])
-            self.branched_from = {"stage": start.state["stage"], "step": start.step, "tokens": self.tokens}
-        self.journal.resume(self.step)
-        self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
-        self._flops_per_token = flops_per_token(stage.config, stage.settings.sequence_length)
+            self._tokens_before = int(start.state["tokens"])
+            self.branched_from = {"stage": start.state["stage"], "step": start.step, "tokens": self._tokens_before}
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
         try:
-            self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state(checkpoint.optimizer)
+            self.work.model.load_state_dict(checkpoint.model)
+            self.work.optimizer.load_state(checkpoint.optimizer)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ShardError(f"{checkpoint.path} does not fit this recipe's model: {reason}") from None
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        if state["fingerprint"] != self.stage.fingerprint:
+        state, stage = checkpoint.state, self.stage
+        if state["fingerprint"] not in {stage.fingerprint, *stage.accepts}:
+            difference = describe_difference(state.get("identity", {}), stage.identity)
             raise ShardError(
-                f"{checkpoint.path} was made with another recipe, tokenizer or data than this run folder now holds: "
-                "use another --out"
+                f"{checkpoint.path} was made with another recipe, tokenizer or data than this run folder now holds "
+                f"({difference}): put that back, or branch with --fork NEW"
             )
         self._load_tensors(checkpoint)
-        self.step, self.tokens = checkpoint.step, int(state["tokens"])
-        self.seconds = float(state["seconds"])
-        self.branched_from = state["branched_from"]
-        set_rng_state(state["rng"])
-        self.reporter.line(f"{self.stage.name}: continues after step {self.step} ({checkpoint.path})")
+        try:
+            self.step, self.seconds = checkpoint.step, float(state["seconds"])
+            self._tokens_before = int(state["tokens"]) - self.step * stage.settings.tokens_per_step
+            self.branched_from = state["branched_from"]
+            if state["guard"] is not None:  # an imported pretraining has none
+                self.work.guard.load_state(state["guard"])
+            self.skipped, self.passed_over = list(state["skipped"]), list(state["passed_over"])
+            self.rollbacks = [Rollback(**rollback) for rollback in state["rollbacks"]]
+            set_rng_state(state["rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ShardError(f"{checkpoint.path / 'state.json'} is not what Shard writes: {error!r}") from None
+        self.reporter.line(f"{stage.name}: continues after step {self.step} ({checkpoint.path})")
+        there, here = flatten(state.get("environment", {})), flatten(stage.environment)
+        if there and there != here:
+            self.reporter.warn(
+                f"since that checkpoint changed: {describe_difference(there, here)}; last bits may differ"
+            )
+            self.journal.event("environment", step=self.step, before=there, now=here)
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Loss:
-        settings = self.stage.settings
-        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.stage.decisions.dtype)
-        return chunked_loss(
-            hidden_BTD.flatten(0, 1),
-            self.model.embedding.weight,
-            targets_BT.flatten(),
-            self.stage.config.logit_cap,
-            settings.z_loss,
-            scale=1 / settings.tokens_per_step,
+    @property
+    def tokens(self) -> int:
+        """Tokens up to the present step, those before the stage included."""
+        return self._tokens_before + self.step * self.stage.settings.tokens_per_step
+
+    # Steps and their records.
+
+    def _launch(self) -> Launched:
+        """Queue the next step on the device, without waiting for anything there."""
+        rows = self.stage.loader.fetch(batch_index(self.step, self.passed_over))
+        self.step += 1
+        return self.work.launch(self.step, rows)
+
+    def _settle(self, lag: int) -> bool:
+        """Record the launched steps but the last `lag`. False where there was trouble, and the stage went back."""
+        while len(self._launched) > lag:
+            if not self._record(self._launched.popleft()):
+                self._launched.clear()
+                self._roll_back()
+                return False
+        return True
+
+    def _record(self, launched: Launched) -> bool:
+        """Write a step down; False where it was one too many that had to be skipped."""
+        settings, step = self.stage.settings, launched.step
+        nll, z, loss, norm, skip, loss_limit, norm_limit, scale = launched.wait()
+        seconds = self._progress.time_of_step(launched.begun)
+        self.seconds += seconds
+        cross_entropy = nll / settings.tokens_per_step
+        z_loss = settings.z_loss * z / settings.tokens_per_step
+        record: dict[str, Any] = {
+            "step": step,
+            "tokens": self._tokens_before + step * settings.tokens_per_step,
+            "loss": _finite(cross_entropy + z_loss),
+            "cross_entropy_nats": _finite(cross_entropy),
+            "z_loss": _finite(z_loss),
+            "grad_norm": _finite(norm),
+            **launched.rates,
+        }
+        if self.work.scaled:
+            record["loss_scale"] = scale
+        if skip:
+            reason = reason_of_skip(loss, norm, loss_limit, norm_limit, scale)
+            record["skipped"] = reason
+            self._record_skip(record, loss_limit, norm_limit)
+            if reason != "overflow" and len(recent(self.skipped, step)) >= settings.rollback_after:
+                return False
+        if self._due(settings.evaluate_every, step):
+            record["bits_per_byte"] = self.stage.score(self.work.model)
+        record["timing"] = self._progress.timing(seconds)
+        self.journal.metric(**record)
+        self._progress.show(record, self._last)
+        return True
+
+    def _report_less_memory(self, smaller: Decisions, message: str) -> None:
+        """Memory ran out, and micro-batches are smaller from here on: written down, so that every start has it."""
+        self.stage.save_decisions(smaller)
+        self.journal.event("out_of_memory", step=self.step, micro_batch=smaller.micro_batch, message=message)
+        self.reporter.warn(
+            f"out of memory at step {self.step}: micro-batches of {smaller.micro_batch} sequences from here on; the "
+            "batches stay the same"
         )
 
-    def accumulate_gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll and z over it.
+    def _record_skip(self, record: dict[str, Any], loss_limit: float, norm_limit: float) -> None:
+        step, reason = record["step"], record["skipped"]
+        index = batch_index(step - 1, self.passed_over)
+        limits = {"loss_limit": _finite(loss_limit), "grad_norm_limit": _finite(norm_limit)}
+        self.journal.event(
+            "skipped",
+            step=step,
+            reason=reason,
+            batch=index,
+            loss=record["loss"],
+            grad_norm=record["grad_norm"],
+            **limits,
+        )
+        if reason != "overflow":
+            self.skipped.append(step)
+            self.reporter.warn(f"{self.stage.name}: step {step} skipped, {reason} (batch {index})")
 
-        Each micro-batch's loss is already a share of the whole batch's mean, so the sum equals the big batch.
+    # The stage.
+
+    def train(self, until: int | None = None, deadline: float | None = None) -> int:
+        """Train to the last step, or to `until`, or to the step before time.monotonic() reaches `deadline`; saves
+        there and returns the step reached.
         """
-        batch = torch.from_numpy(rows).to(self.stage.device, non_blocking=True)
-        nll = torch.zeros((), device=self.stage.device)
-        z = torch.zeros((), device=self.stage.device)
-        for micro in batch.split(self.stage.decisions.micro_batch):
-            loss = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous())
-            loss.total.backward()
-            nll += loss.nll_sum
-            z += loss.z_sum
-        return nll, z
+        try:
+            return self._train(min(self.stage.settings.steps, until or self.stage.settings.steps), deadline)
+        except OSError as error:
+            steps = list_steps(self.checkpoints)
+            there = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was due yet"
+            raise ShardError(
+                f"{self.stage.name}: step {self.step} could not be written down ({error}); {there}: make room, and the "
+                "same command goes on from there"
+            ) from None
 
-    def train(self, until: int | None = None) -> int:
-        """Train to the last step, or to `until`; saves there and returns the step reached."""
-        settings = self.stage.settings
-        last = min(settings.steps, until or settings.steps)
-        self._announce(last)
+    def _train(self, last: int, deadline: float | None) -> int:
+        stage, settings, self._last = self.stage, self.stage.settings, last
+        self._progress.announce(self.step, last, self.work.optimizer, self.work.decisions)
         self.journal.event("start", step=self.step, until=last)
-        recent: list[float] = []
-        with _SignalFlag() as stop:
+        with StopFlag() as stop:
             while self.step < last:
-                begun = time.monotonic()
-                rows = self.stage.loader.fetch(self.step)
-                rates = self.optimizer.set_step(self.step)
-                nll, z = self.accumulate_gradients(rows)
-                grad_norm = float(self.optimizer.step())
-                cross_entropy = float(nll) / settings.tokens_per_step
-                z_loss = settings.z_loss * float(z) / settings.tokens_per_step
-                if not np.isfinite(cross_entropy) or not np.isfinite(grad_norm):
-                    raise ShardError(
-                        f"{self.stage.name}: the loss or gradient of step {self.step + 1} is not finite: lower "
-                        "lr_muon and lr_embedding, or set precision to fp32; the last checkpoint is untouched"
-                    )
-                self.step += 1
-                self.tokens += settings.tokens_per_step
-                seconds = time.monotonic() - begun
-                self.seconds += seconds
-                speed = settings.tokens_per_step / seconds
-                record: dict[str, Any] = {
-                    "step": self.step,
-                    "tokens": self.tokens,
-                    "loss": cross_entropy + z_loss,
-                    "cross_entropy_nats": cross_entropy,
-                    "z_loss": z_loss,
-                    "grad_norm": grad_norm,
-                    **rates,
-                }
-                if self._due(settings.evaluate_every, last):
-                    record["bits_per_byte"] = self.stage.score(self.model)
-                record["timing"] = {
-                    "seconds": round(seconds, 4),
-                    "tokens_per_second": round(speed, 1),
-                    "flops_per_second": round(speed * self._flops_per_token),
-                    "memory_bytes": memory_bytes(self.stage.device),
-                }
-                self.journal.metric(**record)
-                recent = [*recent, seconds][-20:]  # the median leaves out the step that compiled
-                self._show(record, last, statistics.median(recent) * (last - self.step))
-                if self._due(settings.sentinel_every, last):
+                if deadline is not None and time.monotonic() + self._progress.seconds_per_step >= deadline:
+                    break
+                self._launched.append(self._launch())
+                is_stop = bool(stop.signal_number)
+                if not self._settle(0 if is_stop or self._is_landmark() else self._lag):
+                    continue
+                if self._due(settings.sentinel_every, self.step):
                     self._look_for_rank_loss()
-                if self._due(settings.sample_every, last):
+                if self._due(settings.sample_every, self.step):
                     self._sample()
-                if self._due(settings.checkpoint_every, last) or stop.signal_number:
-                    self.save()
-                if stop.signal_number:
-                    self.reporter.end_progress()
-                    raise InterruptedRunError(
-                        f"{self.stage.name}: interrupted after step {self.step} of {settings.steps}, saved; "
-                        "the same command goes on from there",
-                        stop.signal_number,
-                    )
-        self.reporter.end_progress()
-        self.stage.loader.close()
-        if list_steps(self.checkpoints)[-1:] != [self.step]:
-            self.save()
+                if self._is_scheduled(self.step):
+                    self._save()
+                self._report_saved()
+                if is_stop:
+                    break
+            self._settle(0)
+            self.writer.wait()
+            if list_steps(self.checkpoints)[-1:] != [self.step] and self.step > 0:
+                self._save()
+            self.writer.wait()
+            if not self._report_saved():
+                raise ShardError(
+                    f"{stage.name}: step {self.step} could not be saved; make room and run the same command again: "
+                    "it goes on from the last checkpoint"
+                )
+            self._progress.end()
+            if stop.signal_number:
+                raise InterruptedRunError(
+                    f"{stage.name}: interrupted after step {self.step} of {settings.steps}, saved; "
+                    "the same command goes on from there",
+                    stop.signal_number,
+                )
         self.journal.event("end", step=self.step)
         return self.step
 
-    def _due(self, every: int, last: int) -> bool:
-        return self.step % every == 0 or self.step == last
+    def _due(self, every: int, step: int) -> bool:
+        # Not at `until`: what a stage records must not depend on where it was stopped.
+        return step % every == 0 or step == self.stage.settings.steps
 
-    def _announce(self, last: int) -> None:
-        stage, d = self.stage, self.stage.decisions
-        rows = [[role, opt, f"{tensors}", f"{count:,}"] for role, opt, tensors, count in self.optimizer.table()]
-        self.reporter.table("Parameter groups", ["role", "optimizer", "tensors", "parameters"], rows)
-        compiled = "compiled" if d.compile else f"not compiled: {d.reasons['compile']}"
-        self.reporter.line(
-            f"{stage.name}: steps {self.step} to {last} of {stage.settings.steps}, "
-            f"{format_count(stage.settings.tokens_per_step)} tokens each in micro-batches of {d.micro_batch} x "
-            f"{stage.settings.sequence_length}; {d.precision} ({d.reasons['precision']}); {compiled}"
-        )
+    def _is_scheduled(self, step: int) -> bool:
+        return self._due(self.stage.settings.checkpoint_every, step)
 
-    def _show(self, record: dict[str, Any], last: int, seconds_left: float) -> None:
-        timing = record["timing"]
-        text = (
-            f"{self.stage.name} {self.step}/{last}  loss {record['loss']:.4f}  "
-            f"{timing['tokens_per_second']:,.0f} tokens/s  {timing['flops_per_second'] / 1e9:,.0f} GFLOP/s  "
-            f"{format_size(timing['memory_bytes'])}  {format_duration(seconds_left)} left"
-        )
-        if "bits_per_byte" in record:
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in record["bits_per_byte"].items())
-            self.reporter.line(
-                f"{self.stage.name} {self.step}/{last}  loss {record['loss']:.4f}  bits per byte: {scores}"
-            )
-        else:
-            self.reporter.progress(text)
+    def _is_landmark(self) -> bool:
+        """Whether something follows the present step that needs all of it."""
+        s, step = self.stage.settings, self.step
+        every = (s.evaluate_every, s.sentinel_every, s.sample_every, s.checkpoint_every)
+        return step == self._last or any(self._due(n, step) for n in every)
 
     def _look_for_rank_loss(self) -> None:
-        spectra = inspect_spectra(self.optimizer)
+        spectra = inspect_spectra(self.work.optimizer)
         lost = [spectrum for spectrum in spectra if spectrum.rank_loss]
         worst = min(spectra, key=lambda spectrum: spectrum.ratio)
         self.journal.event("sentinel", step=self.step, spectra=[spectrum.to_dict() for spectrum in spectra])
-        if lost:
-            self.journal.event("rank_loss", step=self.step, matrices=[f"{s.name} ({s.what})" for s in lost])
-            num_lost, num_values = sum(s.num_lost for s in lost), sum(s.num_values for s in spectra)
-            self.reporter.warn(
-                f"sentinel, step {self.step}: rank loss, {num_lost} of {num_values:,} singular values are below what "
-                f"Newton-Schulz restores, in {len(lost)} of {len(spectra)} matrices; worst {worst.name} "
-                f"({worst.what}), smallest / largest {worst.ratio:.1e}"
+        if not lost:
+            return
+        self.journal.event("rank_loss", step=self.step, matrices=[f"{s.name} ({s.what})" for s in lost])
+        num_lost, num_values = sum(s.num_lost for s in lost), sum(s.num_values for s in spectra)
+        text = (
+            f"sentinel, step {self.step}: rank loss, {num_lost} of {num_values:,} singular values are below what "
+            f"Newton-Schulz restores, in {len(lost)} of {len(spectra)} matrices; worst {worst.name} "
+            f"({worst.what}), smallest / largest {worst.ratio:.1e}"
+        )
+        self.reporter.warn(text)
+        settings = self.stage.settings
+        grave = [s.name for s in lost if s.num_lost > settings.rank_loss_share * s.num_values]
+        if grave and settings.rank_loss == "stop":
+            raise ShardError(
+                f'{self.stage.name} stopped, as rank_loss = "stop" asks: {text}; more than '
+                f"{settings.rank_loss_share:.0%} of {grave[0]} is lost: branch with "
+                '--fork NEW and a lower lr_muon, or rank_loss = "record"'
             )
 
     def _sample(self) -> None:
-        for sample in self.stage.sample(self.model):
+        for sample in self.stage.sample(self.work.model):
             self.journal.event("sample", step=self.step, **sample)
             self.reporter.line(f"  sample: {sample['text']!r}")
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step and prune old ones."""
+    # Checkpoints.
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint of the present step."""
         state = {
             "stage": self.stage.name,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "fingerprint": self.stage.fingerprint,
+            "identity": self.stage.identity,
+            "environment": self.stage.environment,
             "branched_from": self.branched_from,
             "rng": rng_state(),
             "config": self.stage.config.to_dict(),
+            "guard": self.work.guard.state(),
+            "skipped": self.skipped,
+            "passed_over": self.passed_over,
+            "rollbacks": [rollback.to_dict() for rollback in self.rollbacks],
         }
-        save_checkpoint(self.checkpoints, self.step, self.model.state_dict(), self.optimizer.state(), state)
-        self.journal.event("checkpoint", step=self.step)
+        self.writer.save(self.step, self.work.model.state_dict(), self.work.optimizer.state(), state)
+
+    def _report_saved(self) -> bool:
+        """Say what became of the checkpoints that were being written; False where the last one failed."""
+        good = True
+        for saved in self.writer.take_finished():
+            good = saved.error is None
+            if saved.error is None:
+                timing = {
+                    "stall_seconds": round(saved.stall_seconds, 4),
+                    "write_seconds": round(saved.write_seconds, 4),
+                }
+                self.journal.event("checkpoint", step=saved.step, timing=timing)
+            else:
+                steps = list_steps(self.checkpoints)
+                there = f"the one of step {steps[-1]} is whole" if steps else "there is none yet"
+                self.reporter.warn(f"the checkpoint of step {saved.step} could not be written ({saved.error}): {there}")
+        return good
+
+    def _prune(self) -> None:
+        """Keep the last ones, each `keep_every`, where an anneal branches or may branch, and where a rollback goes."""
         settings = self.stage.settings
-        stable = settings.steps - settings.decay_steps
-        # The last one of the stable phase is where an anneal branches from.
-        in_stable = [step for step in list_steps(self.checkpoints) if step <= stable]
-        prune(self.checkpoints, settings.keep_last, settings.keep_every, set(in_stable[-1:]))
+        scheduled = [step for step in list_steps(self.checkpoints) if self._is_scheduled(step)]
+        in_stable = [step for step in scheduled if step <= settings.steps - settings.decay_steps]
+        kept = {*scheduled[-settings.keep_last :], *in_stable[-1:], *self.stage.pinned}
+        kept |= {step for step in scheduled if settings.keep_every and step % settings.keep_every == 0}
+        kept |= {step for step in [next(filter(self._is_calm, reversed(scheduled)), None)] if step is not None}
+        prune(self.checkpoints, kept)
 
-
-class _SignalFlag(AbstractContextManager["_SignalFlag"]):
-    """Remembers SIGINT and SIGTERM until the step is done; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise InterruptedRunError("stopped at once; the last checkpoint is untouched", number)
-        self.signal_number = number
-
-    def __enter__(self) -> Self:
+    def _is_calm(self, step: int) -> bool:
+        """Whether a checkpoint is one that a rollback may go to: scheduled, with no step skipped just before it."""
+        if not self._is_scheduled(step):
+            return False
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._remember)
-        except ValueError:  # not in the main thread: signals go elsewhere
-            self._previous = {}
-        return self
+            return not recent(read_state(checkpoint_path(self.checkpoints, step))["skipped"], step)
+        except (ShardError, KeyError):
+            return False
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _roll_back(self) -> None:
+        """Go back to the last good checkpoint, and past the batches that made the trouble; or stop with a report."""
+        stage, step = self.stage, self.skipped[-1]
+        if len(self.rollbacks) >= stage.settings.max_rollbacks:
+            raise ShardError(self._write_report(step))
+        earlier, skipped, passed_over = self.rollbacks, self.skipped, self.passed_over
+        self.writer.wait()
+        self._report_saved()
+        checkpoint = load_newest(self.checkpoints, self.reporter.warn, lambda s: s < step and self._is_calm(s))
+        if checkpoint is None:
+            make_deterministic(stage.seed)
+            self.work.model.load_state_dict(ShardLM(stage.config).state_dict())
+        self._restore(checkpoint)
+        rollback = plan_rollback(step, skipped, self.step, passed_over, earlier)
+        # What lies behind belongs to steps that will be done anew.
+        delete(self.checkpoints, [s for s in list_steps(self.checkpoints) if s > self.step])
+        self.passed_over = sorted({*passed_over, *rollback.passed_over})
+        self.rollbacks = [*earlier, rollback]
+        self.journal.resume(self.step)
+        self.journal.event("rollback", **rollback.to_dict())
+        self.reporter.warn(
+            f"{stage.name}: {len(recent(skipped, step))} steps skipped up to step {step}; back to step {self.step}, "
+            f"and {len(rollback.passed_over)} batches are passed over (rollback {len(self.rollbacks)} of at most "
+            f"{stage.settings.max_rollbacks})"
+        )
+
+    def _write_report(self, step: int) -> str:
+        """trouble.json: what was seen before the stage gave up. Returns the line for the user."""
+        path = self.stage.folder / "trouble.json"
+        events = [e for e in read_jsonl(self.journal.events_path) if e["event"] in ("skipped", "rollback", "rank_loss")]
+        report = {
+            "step": step,
+            "rollbacks": [rollback.to_dict() for rollback in self.rollbacks],
+            "passed_over": self.passed_over,
+            "skipped": self.skipped,
+            "events": events[-100:],
+            "metrics": read_jsonl(self.journal.metrics_path)[-20:],
+            "spectra": [spectrum.to_dict() for spectrum in inspect_spectra(self.work.optimizer)],
+        }
+        write_json(path, report)
+        return (
+            f"{self.stage.name} gave up at step {step}: {len(recent(self.skipped, step))} of the last steps had to be "
+            f"skipped again after {len(self.rollbacks)} rollbacks (report: {path}); what was saved is untouched: "
+            "branch with --fork NEW and a lower lr_muon and lr_embedding, or precision fp32"
+        )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if np.isfinite(value) else None

@@ -1,0 +1,88 @@
+"""Is there room? Disk and memory that a stage will take, compared with what is free, before it begins."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shard.data import documents
+from shard.data.settings import AnySource, TextSource
+from shard.data.shards import token_dtype
+from shard.errors import ShardError
+from shard.run import Run
+from shard.training.settings import StageSettings
+from shard.units import format_size
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_BYTES_PER_TOKEN = 2.0
+"""Text in a token, at least, for any vocabulary worth training on."""
+
+
+def check_disk(run: Run, stage: str) -> None:
+    """ShardError where the disk of the run has less room than the stage may take."""
+    needed, free = disk_needed(run, stage), shutil.disk_usage(run.folder).free
+    if free < needed:
+        raise ShardError(
+            f"{run.folder} has {format_size(free)} of free disk and {stage} may take {format_size(needed)}: make room, "
+            "choose an --out on another disk" + (", or keep fewer checkpoints (keep_every)" if _trains(stage) else "")
+        )
+
+
+def disk_needed(run: Run, stage: str) -> float:
+    """Bytes that a stage may add to the disk: an estimate from above, save that a compressed source is not unpacked."""
+    from shard.training.cost import checkpoint_bytes, count_parameters
+
+    recipe = run.recipe
+    match stage:
+        case "tokenizer":
+            # Every document is written once as it is read, and again to its side of the split.
+            return 2 * sum(map(_source_bytes, recipe.sources.values()))
+        case "data":
+            ledgers = [run.data / name for name in recipe.sources if (run.data / name / documents.LEDGER).exists()]
+            text = sum(documents.read_ledger(folder)["bytes"]["train"] for folder in ledgers)
+            return text / LEAST_BYTES_PER_TOKEN * int(token_dtype(recipe.config.vocab_size)[-1])
+        case "pretrain" | "anneal":
+            from shard.training.checkpoint import list_steps
+
+            there = len(list_steps(run.folder / stage / "checkpoints"))
+            # One is written before an old one goes.
+            return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - there)
+        case "release":
+            return 2 * count_parameters(recipe.config).total + checkpoint_bytes(recipe.config) / 2
+        case _:
+            return 0
+
+
+def most_checkpoints(settings: StageSettings) -> int:
+    """Checkpoints that a stage keeps at once: the last ones, those of keep_every, where an anneal may branch and did,
+    where a rollback would go, and one that a stop left between two of them.
+    """
+    return settings.keep_last + 4 + (settings.steps // settings.keep_every if settings.keep_every else 0)
+
+
+def check_memory(run: Run, device: "torch.device") -> None:
+    """ShardError where weights, gradients, optimizer state and the copy for a checkpoint exceed the main memory."""
+    from shard.environment import total_memory
+    from shard.training.cost import checkpoint_bytes, state_bytes
+
+    needed = checkpoint_bytes(run.recipe.config) + (state_bytes(run.recipe.config) if device.type == "cpu" else 0)
+    if needed > total_memory():
+        raise ShardError(
+            f"weights, gradients, optimizer state and their copy for a checkpoint take {format_size(needed)} and this "
+            f"machine has {format_size(total_memory())}: choose a smaller model"
+        )
+
+
+def _trains(stage: str) -> bool:
+    return stage in ("pretrain", "anneal")
+
+
+def _source_bytes(source: AnySource) -> int:
+    """Text of a source, as far as it is known before it is read."""
+    if not isinstance(source, TextSource):
+        return source.max_bytes or 0
+    path = Path(source.path)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return size if source.max_bytes is None else min(size, source.max_bytes)

@@ -1,0 +1,47 @@
+"""What a stage of training is given: all that the trainer needs to know, put together by train.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shard.config import Config
+from shard.data.loader import BatchLoader
+from shard.model import ShardLM
+from shard.training.decisions import Decisions
+from shard.training.settings import StageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage."""
+
+    name: str
+    """pretrain or anneal."""
+    config: Config
+    settings: StageSettings
+    seed: int
+    folder: Path
+    loader: BatchLoader
+    score: Callable[[ShardLM], dict[str, float]]
+    """Bits per byte of held-out text by source, at the dtype of training."""
+    sample: Callable[[ShardLM], list[dict[str, str]]]
+    """What the model writes: {"prompt": ..., "text": ...} of each prompt."""
+    fingerprint: str
+    """Of recipe, tokenizer and data: a checkpoint with another one is refused."""
+    identity: dict[str, Any]
+    """What the fingerprint is of, so that a difference can be named."""
+    accepts: frozenset[str] = frozenset()
+    """Fingerprints besides its own that it goes on from: those of the run that it was forked from."""
+    decisions: Decisions
+    save_decisions: Callable[[Decisions], None] = lambda decisions: None
+    """Writes down what was decided anew: a smaller micro-batch."""
+    device: torch.device
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Device, threads and versions: what differs from those of a checkpoint is named."""
+    start: Path | None = None
+    """The checkpoint that an anneal branches from; pretraining starts from nothing."""
+    pinned: frozenset[int] = frozenset()
+    """Steps whose checkpoints are never deleted: an anneal branched from them."""
