@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-crash test-crash-full check install clean
+.PHONY: quickstart test test-crash test-crash-full bench-overhead bench-determinism check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -18,6 +18,13 @@ test-crash: install
 # A quarter of an hour: the same with the reference model.
 test-crash-full: install
 	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
+
+# What safety and repeatability cost; ten minutes each, on a machine that does nothing else.
+bench-overhead: install
+	$(BIN)/python benchmarks/overhead.py
+
+bench-determinism: install
+	$(BIN)/python benchmarks/determinism.py
 
 # Style and types.
 check: install

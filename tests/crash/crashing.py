@@ -21,7 +21,7 @@ POLL = 0.002
 
 # What a clock or the memory of the machine decides. That these files are there is compared, their bytes are not.
 MEASURED = {".lock", "manifest.json", "benchmark.json", "events.jsonl", "README.md", "SHA256SUMS"}
-MEASURED_KEYS = {"timing", "seconds", "environment", "peak_memory_growth_bytes"}
+MEASURED_KEYS = {"timing", "seconds", "environment"}
 
 
 def write_text_folder(folder: Path, num_files: int, num_words: int = 200) -> Path:
@@ -145,7 +145,7 @@ class Life:
 
 def content(path: Path) -> bytes | str:
     """What has to be equal in two runs: all bytes, but for times and sizes that were measured."""
-    if path.name not in ("metrics.jsonl", "state.json", "sample.json"):
+    if path.name not in ("metrics.jsonl", "state.json"):
         return path.read_bytes()
     text = path.read_text(encoding="utf-8")
     values = [json.loads(part) for part in (text.splitlines() if path.suffix == ".jsonl" else [text])]

@@ -1,6 +1,7 @@
 """Trouble that was planted: batches whose gradient is not finite or explodes, alone, in a row, and without end."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ from tiny_stage import assert_same_end, events, make_trainer, metrics
 
 from shard.errors import ShardError
 from shard.training import trainer as trainer_module
+from shard.training import writer as writer_module
 from shard.training.checkpoint import checkpoint_path, list_steps, load_checkpoint
 from shard.training.sentinel import Spectrum
 from shard.training.trainer import Trainer
 
-QUIET = {"evaluate_every": 1000, "sentinel_every": 1000, "sample_every": 1000}
+# One layer and few records: hundreds of steps in a second.
+QUIET = {"num_layers": 1, "evaluate_every": 1000, "sentinel_every": 1000, "sample_every": 1000}
 SHORT = {**QUIET, "steps": 24, "checkpoint_every": 5}
 RATES = {"lr_muon": 0.005, "lr_embedding": 0.005, "lr_norm": 0.005}
 LONG = {**QUIET, **RATES, "steps": 160, "checkpoint_every": 80, "decay_steps": 60}
@@ -192,7 +195,7 @@ def troubled(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stops", [(13,), (14, 15), (15, 16), (16, 17), (12, 18, 21)])
+@pytest.mark.parametrize("stops", [(13, 16), (14, 15), (12, 17, 21)])
 def test_stops_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, troubled: Path, stops: list[int]) -> None:
     """A stop writes a checkpoint amid the trouble: it is no place to go back to."""
     for until in (*stops, None):
@@ -200,7 +203,7 @@ def test_stops_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, trou
     assert_same_end(troubled, tmp_path)
 
 
-@pytest.mark.parametrize("launches", [14, 16, 17, 19, 23, 26])
+@pytest.mark.parametrize("launches", [16, 17, 23, 26])
 def test_kills_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, troubled: Path, launches: int) -> None:
     """Killed before some step, rollbacks included: nothing is saved there, and the next start does all of it again."""
     trainer = plant(make_trainer(data, tmp_path, **SHORT), TWICE)
@@ -216,6 +219,38 @@ def test_kills_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, trou
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.writer.wait()
+    train(data, tmp_path, TWICE, **SHORT)
+    assert_same_end(troubled, tmp_path)
+
+
+def test_a_slow_disk_writes_the_trouble_as_it_was_at_the_checkpoint(
+    data: Path, tmp_path: Path, troubled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of step 15 are written when step 16 has been skipped already, and then the process is killed."""
+    gate, real = threading.Event(), writer_module.save_checkpoint
+
+    def slow(folder, step, *rest):
+        if step == 15:
+            assert gate.wait(20)
+        return real(folder, step, *rest)
+
+    monkeypatch.setattr(writer_module, "save_checkpoint", slow)
+    train(data, tmp_path, TWICE, 14, **SHORT)
+    trainer = plant(make_trainer(data, tmp_path, **SHORT), TWICE)
+    record = trainer._record
+
+    def killed(launched):
+        good = record(launched)
+        if launched.step == 16:
+            gate.set()
+            raise KeyboardInterrupt
+        return good
+
+    trainer._record = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.writer.wait()
+    assert load_checkpoint(checkpoint_path(tmp_path / "checkpoints", 15)).state["skipped"] == [14, 15]
     train(data, tmp_path, TWICE, **SHORT)
     assert_same_end(troubled, tmp_path)
 

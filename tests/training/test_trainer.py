@@ -68,6 +68,12 @@ def start_again(data: Path, folder: Path, stops: Sequence[int], **changes: objec
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run."""
+    return start_again(data, tmp_path_factory.mktemp("whole"), ())
+
+
 @pytest.mark.parametrize(
     ("precision", "stops"), [("fp32", (7, 13)), ("fp32", (1, 2, 10, 19)), ("bf16", (7, 13)), ("fp16", (9, 11))]
 )
@@ -107,7 +113,7 @@ def test_the_statistics_of_the_guard_survive_a_stop(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_signal_saves_and_says_so(data: Path, tmp_path: Path, seed: int) -> None:
+def test_a_signal_saves_and_says_so(data: Path, tmp_path: Path, whole: Path, seed: int) -> None:
     """SIGTERM or SIGINT before some step or after it: that step is saved, the exit code is 128 + the signal's number,
     and the next start goes on from there to the bits and the checkpoints of an undisturbed run.
     """
@@ -133,8 +139,7 @@ def test_a_signal_saves_and_says_so(data: Path, tmp_path: Path, seed: int) -> No
     again = make_trainer(data, tmp_path / "parts")
     assert again.step == at
     again.train()
-    make_trainer(data, tmp_path / "whole").train()
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(whole, tmp_path / "parts")
 
 
 def test_a_second_signal_leaves_the_checkpoint_from_before(data: Path, tmp_path: Path) -> None:
@@ -158,9 +163,8 @@ def test_a_second_signal_leaves_the_checkpoint_from_before(data: Path, tmp_path:
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_deadline_pauses_and_saves(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deadline_pauses_and_saves(data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that would end behind it is not begun. A clock that counts steps stands for the real one."""
-    make_trainer(data, tmp_path / "whole").train()
     monkeypatch.setattr(Progress, "seconds_per_step", 1.5)
     for deadline, reached in ((7.0, 6), (6.5, 6), (14.25, 13), (99.0, 20)):
         trainer = make_trainer(data, tmp_path / "parts")
@@ -168,7 +172,7 @@ def test_a_deadline_pauses_and_saves(data: Path, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(trainer_module, "time", clock)
         assert trainer.train(deadline=deadline) == reached
         assert list_steps(tmp_path / "parts" / "checkpoints")[-1] == reached
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(whole, tmp_path / "parts")
 
 
 def test_a_deadline_of_the_real_clock(data: Path, tmp_path: Path) -> None:
@@ -279,7 +283,7 @@ def test_a_disk_that_is_full_for_a_while(data: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_trainer(data, tmp_path / "parts").train(until=10)
     monkeypatch.setattr(
@@ -291,11 +295,10 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
     assert any("the one of step 10 is whole" in text for text in trainer.reporter.warnings)
     monkeypatch.undo()
     start_again(data, tmp_path / "parts", ())
-    start_again(data, tmp_path / "whole", ())
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(whole, tmp_path / "parts")
 
 
-def test_metrics_that_cannot_be_written_stop_the_stage(data: Path, tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_stop_the_stage(data: Path, tmp_path: Path, whole: Path) -> None:
     make_trainer(data, tmp_path / "parts").train(until=4)
     trainer = make_trainer(data, tmp_path / "parts")
 
@@ -306,8 +309,7 @@ def test_metrics_that_cannot_be_written_stop_the_stage(data: Path, tmp_path: Pat
     with pytest.raises(ShardError, match=r"step 5 could not be written down .*the checkpoint of step 4 is whole"):
         trainer.train()
     start_again(data, tmp_path / "parts", ())
-    start_again(data, tmp_path / "whole", ())
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(whole, tmp_path / "parts")
 
 
 def test_compiled_equals_eager_and_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:

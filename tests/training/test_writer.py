@@ -44,11 +44,15 @@ def gate(monkeypatch) -> threading.Event:
 def test_what_is_written_is_the_state_at_save(tmp_path, gate):
     """The training changes the weights in place while the files are written, and save() does not wait for them."""
     writer, (model, optimizer) = make(tmp_path), tensors(1.0)
-    writer.save(1, model, optimizer, {"tokens": 3})
+    state = {"tokens": 3, "skipped": [5], "guard": {"losses": [1.0]}}
+    writer.save(1, model, optimizer, state)
     assert list_steps(tmp_path) == []
     assert writer.take_finished() == []
     for tensor in [*model.values(), *optimizer.values()]:
         tensor.fill_(77.0)
+    state["skipped"].append(6)
+    state["guard"]["losses"].append(2.0)
+    state["tokens"] = 4
     gate.set()
     writer.wait()
     (saved,) = writer.take_finished()
@@ -56,7 +60,7 @@ def test_what_is_written_is_the_state_at_save(tmp_path, gate):
     assert saved.stall_seconds >= 0
     assert saved.write_seconds > 0
     loaded = load_checkpoint(checkpoint_path(tmp_path, 1))
-    assert loaded.state == {"tokens": 3, "step": 1}
+    assert loaded.state == {"tokens": 3, "skipped": [5], "guard": {"losses": [1.0]}, "step": 1}
     for part, expected in zip((loaded.model, loaded.optimizer), tensors(1.0), strict=True):
         assert part.keys() == expected.keys()
         assert all(torch.equal(part[name], expected[name]) for name in part)

@@ -1,5 +1,6 @@
 """A stage of a tiny model on a few lines of text, its trainer, and the comparison of what two runs leave behind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def make_stage(
     micro_batch: int = 8,
     compiled: bool = False,
     precision: str = "fp32",
+    num_layers: int = 3,
     stage: dict[str, object] | None = None,
     **changes: object,
 ) -> Stage:
@@ -93,7 +95,7 @@ def make_stage(
     reasons = {"precision": "", "compile": ""}
     fields = {
         "name": "pretrain",
-        "config": CONFIG,
+        "config": replace(CONFIG, num_layers=num_layers),
         "settings": settings,
         "seed": 7,
         "folder": folder,

@@ -7,6 +7,7 @@ weights while a thread writes, hashes and renames.
 import threading
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class CheckpointWriter:
         begun = time.monotonic()
         self.wait()
         copies = [self._copy("model.", model), self._copy("optimizer.", optimizer)]
+        state = deepcopy(state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         stall = time.monotonic() - begun

@@ -1,0 +1,69 @@
+"""Room on the disk and in memory is compared with what a stage may take, before it begins."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from shard import resources
+from shard.errors import ShardError
+from shard.files import write_json
+from shard.recipe import Recipe
+from shard.resources import check_disk, check_memory, disk_needed, most_checkpoints
+from shard.run import Run
+from shard.training.cost import checkpoint_bytes, state_bytes
+from shard.units import format_size
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(b"x" * 30_000)
+    (tmp_path / "text" / "b.txt").write_bytes(b"y" * 20_000)
+    run = Run.open(tmp_path / "run", Recipe.load("quickstart", ["pretrain.keep_every=100"], tmp_path / "text"))
+    write_json(run.data / "text" / "documents.json", {"bytes": {"train": 40_000, "heldout": 4_000}, "sha256": {}})
+    return run
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "data", "pretrain", "anneal", "release"])
+def test_a_stage_that_does_not_fit_on_the_disk_is_refused_before_it_begins(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    needed = disk_needed(run, stage)
+    assert needed > 0
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: Usage(0, 0, needed))
+    check_disk(run, stage)
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
+    with pytest.raises(ShardError) as raised:
+        check_disk(run, stage)
+    assert str(raised.value).startswith(f"{run.folder} has ") and f"{stage} may take" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_needed_follows_what_there_is(run: Run) -> None:
+    one = checkpoint_bytes(run.recipe.config)
+    assert disk_needed(run, "tokenizer") == 2 * 50_000
+    assert disk_needed(run, "data") == 40_000 / 2 * 2  # uint16, two bytes of text a token at least
+    assert most_checkpoints(run.recipe.pretrain) == 2 + 4 + 680 // 100
+    assert disk_needed(run, "pretrain") == (most_checkpoints(run.recipe.pretrain) + 1) * one
+    for step in (100, 200):
+        (run.folder / "pretrain" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    assert disk_needed(run, "pretrain") == (most_checkpoints(run.recipe.pretrain) - 1) * one
+    assert disk_needed(run, "evaluate") == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_does_not_fit_into_memory_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """On a GPU only the copy for a checkpoint lies in main memory."""
+    config = run.recipe.config
+    needed = checkpoint_bytes(config) + (state_bytes(config) if device == "cpu" else 0)
+    monkeypatch.setattr("shard.environment.total_memory", lambda: needed)
+    check_memory(run, torch.device(device))
+    monkeypatch.setattr("shard.environment.total_memory", lambda: needed - 1)
+    with pytest.raises(ShardError, match=format_size(needed)):
+        check_memory(run, torch.device(device))
