@@ -203,6 +203,16 @@ def test_stops_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, trou
     assert_same_end(troubled, tmp_path)
 
 
+def test_a_checkpoint_of_a_stop_is_no_place_to_go_back_to(data: Path, tmp_path: Path) -> None:
+    """Calm or not: where a run was stopped must not decide where it goes back to."""
+    is_bad = those(11, 12, 13)
+    train(data, tmp_path / "whole", is_bad, **SHORT)
+    for until in (11, None):
+        trainer = train(data, tmp_path / "parts", is_bad, until, **SHORT)
+    assert [r.checkpoint for r in trainer.rollbacks] == [10]
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
 @pytest.mark.parametrize("launches", [16, 17, 23, 26])
 def test_kills_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, troubled: Path, launches: int) -> None:
     """Killed before some step, rollbacks included: nothing is saved there, and the next start does all of it again."""

@@ -88,6 +88,24 @@ def test_stopped_and_resumed_equals_undisturbed(data: Path, tmp_path: Path, prec
     assert [e["step"] for e in events(tmp_path / "parts", "sample")] == [20]
 
 
+def test_random_numbers_go_on_where_they_stopped(data: Path, tmp_path: Path) -> None:
+    """Nothing in a step draws any today; what will must not begin anew after a stop."""
+
+    def draw(folder: Path, until: int | None, drawn: list[float]) -> None:
+        trainer = make_trainer(data, folder, steps=8)
+        launch = trainer.work.launch
+        trainer.work.launch = lambda step, rows: (drawn.append(float(torch.rand(()))), launch(step, rows))[1]
+        trainer.train(until)
+
+    whole: list[float] = []
+    parts: list[float] = []
+    draw(tmp_path / "whole", None, whole)
+    for until in (3, None):
+        draw(tmp_path / "parts", until, parts)
+    assert len(set(whole)) == 8
+    assert parts == whole
+
+
 def test_the_statistics_of_the_guard_survive_a_stop(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

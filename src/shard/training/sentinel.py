@@ -55,7 +55,11 @@ def inspect_spectra(optimizer: Optimizer) -> list[Spectrum]:
     for name in optimizer.names["matrix"]:
         p = optimizer.parameters[name]
         for what, matrix in (("weight", p), ("momentum", optimizer.muon.state[p]["momentum"])):
-            values = torch.linalg.svdvals(matrix.detach().float().cpu())
+            matrix = matrix.detach().float().cpu()
+            if not matrix.isfinite().all():  # LAPACK takes none; all of its directions are lost
+                spectra.append(Spectrum(name, what, 0.0, 0.0, 0.0, min(matrix.shape), min(matrix.shape)))
+                continue
+            values = torch.linalg.svdvals(matrix)
             smallest, largest = float(values[-1]), float(values[0])
             stable_rank = float(values.square().sum() / values[0].square()) if largest > 0 else 0.0
             num_lost = int((values < threshold * largest).sum())  # none in a zero matrix
