@@ -37,7 +37,8 @@ def write_text_folder(folder: Path, num_files: int, num_words: int = 200) -> Pat
 def shard(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command, to its end."""
     command = [sys.executable, "-m", "shard", *(str(argument) for argument in arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, **options)
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Life:
     folder: Path
     recipe: Sequence[str]
     patience: float = PATIENCE
+    threads: int = 1
+    """Of torch: one is enough for a tiny model, and several wait for each other where the machine is busy."""
     moments: list[str] = field(default_factory=list)
     """Where each disturbance fell."""
     seconds: float = 0.0
@@ -88,7 +91,7 @@ class Life:
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "shard", *self.arguments],
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | {"OMP_NUM_THREADS": str(self.threads)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

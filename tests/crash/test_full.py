@@ -54,9 +54,9 @@ def test_the_reference_model_is_killed_in_pretraining_in_annealing_and_anywhere(
     text = write_text_folder(tmp_path / "text", num_files=400, num_words=20_000)
     sets = [f"{key}={value}" for key, value in (RECIPE | (SMALL_MODEL if SMALL else {})).items()]
     recipe = ["shard-40m-v1", "--data", str(text), *(word for pair in sets for word in ("--set", pair))]
-    reference = Life(tmp_path / "undisturbed", recipe, PATIENCE)
+    reference = Life(tmp_path / "undisturbed", recipe, PATIENCE, threads=2)
     reference.finish()
-    life = Life(tmp_path / "run", recipe, PATIENCE)
+    life = Life(tmp_path / "run", recipe, PATIENCE, threads=2)
     killed = 0
     for stage, num_steps in STEPS.items():
         # After its first checkpoint, so that what is loaded is part of the test; between that step and the last one.
