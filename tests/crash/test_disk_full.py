@@ -41,6 +41,7 @@ def assert_old_checkpoint_is_good(life: Life, least: int) -> None:
     assert newest.step == list_steps(folder)[-1] >= least
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_stop_the_training_and_nothing_is_lost(reference: Life, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: a write beyond it fails as it does on a full disk, but for the number of the error."""
     life = Life(tmp_path / "run", reference.recipe)
