@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "training", "inference", "evaluation"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan", "verify", "fork", "resources", "train"},
+    {"release", "status", "plan", "verify", "fork", "resources", "train", "data_report"},
     {"stages"},
     {"cli"},
     {"__main__"},

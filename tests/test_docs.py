@@ -17,6 +17,7 @@ from shard.cli import app
 from shard.config import Config
 from shard.data.settings import (
     AnySource,
+    CleanSettings,
     DataSettings,
     GeneratedSource,
     HubSource,
@@ -40,6 +41,7 @@ TABLES: dict[str, type] = {
     "[tokenizer]": TokenizerSettings,
     "[data]": DataSettings,
     "[sources.NAME]": Source,
+    "[sources.NAME.clean]": CleanSettings,
     'kind = "installed"': InstalledSource,
     'kind = "generated"': GeneratedSource,
     'kind = "text"': TextSource,
@@ -101,6 +103,14 @@ def choices(kind: Any) -> Iterator[str]:
             yield from choices(argument)
 
 
+def tables_in(table: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The tables that the keys of a table may hold."""
+    for field in table.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield kind
+
+
 CASES = [(heading, key) for heading, table in TABLES.items() for key in real_keys(table)]
 
 
@@ -116,6 +126,10 @@ def test_every_key_is_documented_with_its_default(heading: str, key: str) -> Non
     assert len(listed[key]) == 4
     if default is ...:
         assert shown == "required"
+    elif isinstance(default, BaseModel):
+        literal = tomllib.loads(f"x = {shown.strip('`')}")["x"]
+        assert TypeAdapter(kind).validate_python(literal) == default
+        assert literal == default.model_dump(exclude_defaults=True), "only what differs from the table's own"
     elif default is None:
         assert shown == "none"
     else:
@@ -138,7 +152,8 @@ def test_every_table_of_a_recipe_has_its_section() -> None:
     used = {field.annotation for field in Recipe.model_fields.values() if isinstance(field.annotation, type)}
     used = {table for table in used if issubclass(table, BaseModel)}
     kinds = set(get_args(get_args(AnySource)[0]))
-    assert set(TABLES.values()) == used | kinds | {Recipe, Config, Source}
+    inner = {table for kind in kinds for table in tables_in(kind)}
+    assert set(TABLES.values()) == used | kinds | inner | {Recipe, Config, Source}
 
 
 def test_what_anneal_does_not_take_over_is_documented() -> None:

@@ -16,6 +16,7 @@ from shard.recipe import Recipe
 from shard.run import Run
 
 NEWEST = {"pretrain": 3, "anneal": 2}
+DOCUMENTS = [f"documents/0000{i}.{end}" for i in range(2) for end in ("parquet", "json", "npy")] + ["heldout.jsonl"]
 
 
 @pytest.fixture
@@ -25,9 +26,10 @@ def source(tmp_path: Path) -> Path:
     with Run.open(tmp_path / "source", recipe) as run:
         for name in recipe.sources:
             folder = run.data / name
-            write_text(folder / documents.TRAIN, name)
-            write_text(folder / documents.HELDOUT, name)
-            write_json(folder / documents.LEDGER, {"sha256": {"train.jsonl": name, "heldout.jsonl": "2"}})
+            for file in DOCUMENTS:
+                write_text(folder / file, name)
+            write_json(folder / documents.LEDGER, {"sha256": {"documents/00000.parquet": name, "heldout.jsonl": "2"}})
+            write_json(folder / "listing.json", {"revision": "1", "files": []})
             (folder / "train-00000.bin").write_bytes(bytes(2))
             shard = {"file": "train-00000.bin", "tokens": 1, "sha256": name}
             write_json(folder / shards.LEDGER, {"dtype": "<u2", "tokens": 1, "shards": [shard]})
@@ -101,6 +103,33 @@ def test_large_files_are_linked_and_files_that_grow_are_copied(branch: Callable[
     with (run.folder / "pretrain" / "metrics.jsonl").open("a") as file:
         file.write("more")
     assert (source / "pretrain" / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_data_that_is_made_anew_in_a_fork_leaves_the_source_as_it_is(branch: Callable[..., Run], source: Path) -> None:
+    """Files of both are one: each is replaced, none is changed in place."""
+    before, run = content(source), branch()
+    for path in (run.data / "code").rglob("*"):
+        if path.is_file():
+            write_text(path, "anew")
+    assert content(source) == before
+
+
+def test_leftovers_and_downloads_stay_behind(branch: Callable[..., Run], source: Path) -> None:
+    for name in ("code/.x.tmp", "code/documents/.00001.parquet.tmp", "code/raw/x.parquet", "code/tokens/00000.bin"):
+        write_text(source / "data" / name, "x")
+    kept = {name for name in content(branch().folder) if name.startswith("data/code/")}
+    expected = [*DOCUMENTS, "documents.json", "listing.json", "tokens.json", "train-00000.bin"]
+    assert kept == {f"data/code/{name}" for name in expected}
+
+
+@pytest.mark.parametrize("change", ["seed=5", "pretrain.lr_muon=0.5"])
+def test_a_fork_reads_from_the_mirror_of_its_source(
+    branch: Callable[..., Run], source: Path, tmp_path: Path, change: str
+) -> None:
+    assert branch(change, name="a").mirror is None
+    with Run.open(source) as run:
+        run.annotate(mirror=str(tmp_path / "mirror"))
+    assert branch(change, name="b").mirror == tmp_path / "mirror"
 
 
 def test_a_changed_pretraining_goes_on_and_the_anneal_is_left(branch: Callable[..., Run], source: Path) -> None:

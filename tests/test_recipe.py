@@ -231,6 +231,10 @@ def test_set_into_a_value_is_refused(small: Path) -> None:
         ("anneal.sequence_lenght=32", "anneal.sequence_lenght", "did you mean sequence_length?"),
         ("tokenizer.sample_byte=1", "tokenizer.sample_byte", "did you mean sample_bytes?"),
         ("data.heldout=1", "data.heldout", "did you mean heldout_"),
+        ("data.near_duplicate_treshold=0.9", "data.near_duplicate_treshold", "did you mean near_duplicate_threshold?"),
+        ("data.evaluation_set=[]", "data.evaluation_set", "did you mean evaluation_sets?"),
+        ("sources.notes.max_document=1", "sources.notes.max_document", "did you mean max_documents?"),
+        ("sources.notes.near_duplicate=keep", "sources.notes.near_duplicate", "did you mean near_duplicates?"),
         ("evaluate.contxt=1", "evaluate.contxt", "did you mean context?"),
         ("release.licence=mit", "release.licence", "did you mean license?"),
         ("model.hiden_size=64", "model.hiden_size", "did you mean hidden_size?"),
@@ -280,6 +284,18 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_name(
         ("anneal.warmup_steps=-2", "anneal.warmup_steps"),
         ("tokenizer.sample_bytes=2 megabytes", "tokenizer.sample_bytes"),
         ("data.heldout_share=0.9", "data.heldout_share"),
+        ("data.near_duplicate_threshold=0.4", "data.near_duplicate_threshold"),
+        ("data.near_duplicate_threshold=true", "data.near_duplicate_threshold"),
+        ("data.on_broken_file=ignore", "data.on_broken_file"),
+        ("data.keep_raw=perhaps", "data.keep_raw"),
+        ("data.evaluation_sets=allenai/ai2_arc", "data.evaluation_sets"),
+        ("sources.notes.max_documents=0", "sources.notes.max_documents"),
+        ("sources.notes.max_tokens=true", "sources.notes.max_tokens"),
+        ("sources.notes.max_tokens=2MB", "sources.notes.max_tokens"),
+        ("sources.notes.near_duplicates=true", "sources.notes.near_duplicates"),
+        ('sources.notes={kind = "hub", repository = "no-owner"}', "sources.notes.repository"),
+        ('sources.notes={kind = "hub", repository = "a/b", rows = "table"}', "sources.notes.rows"),
+        ('sources.notes={kind = "hub", repository = "a/b", path = "x"}', "sources.notes.path"),
         ("seed=-1", "seed"),
         ("seed=1979-05-27", "seed"),
         ("name=a/b", "name"),
@@ -383,6 +399,22 @@ def test_a_relative_path_is_relative_to_the_recipe_file(small: Path, monkeypatch
     assert Path(source.path).is_absolute()
 
 
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("clean=on", "'off'"),
+        ("clean.min_characters=0", "min_characters: "),
+        ("clean.min_charactrs=1", "min_charactrs: unknown key"),
+        ("clean.max_symbol_share=2", "max_symbol_share: "),
+        ("clean.max_symbol_share=true", "max_symbol_share: "),
+        ("clean.language=fr", "language: "),
+    ],
+)
+def test_a_wrong_value_of_cleaning_is_named(small: Path, override: str, fragment: str) -> None:
+    message = load_error(small, f"sources.notes.{override}")
+    assert "sources.notes.clean" in message and fragment in message
+
+
 def test_an_absolute_path_and_a_home_path_stay_what_they_are(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     for given_path, expected in (("/corpora/notes", "/corpora/notes"), ("~/notes", "/home/somebody/notes")):
@@ -417,7 +449,15 @@ VALUES = st.one_of(
     st.floats().map(repr),
 )
 TABLES = ["model", "tokenizer", "data", "sources", "sources.notes", "sources.problems", "evaluate", "release"]
-TABLES += ["pretrain", "pretrain.mix", "anneal", "anneal.mix"]
+TABLES += [
+    "sources.notes.clean",
+    "sources.web",
+    "sources.web.clean",
+    "pretrain",
+    "pretrain.mix",
+    "anneal",
+    "anneal.mix",
+]
 KEYS = re.findall(r"^(\w+) =", Recipe.load("quickstart").to_toml(), flags=re.MULTILINE) + list(
     Recipe.load("quickstart").config.to_dict()
 )

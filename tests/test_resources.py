@@ -46,7 +46,7 @@ def test_a_stage_that_does_not_fit_on_the_disk_is_refused_before_it_begins(
 def test_what_is_needed_follows_what_there_is(run: Run) -> None:
     one = checkpoint_bytes(run.recipe.config)
     assert disk_needed(run, "tokenizer") == 2 * 50_000
-    assert disk_needed(run, "data") == 40_000 / 2 * 2  # uint16, two bytes of text a token at least
+    assert disk_needed(run, "data") == 2 * 40_000 / 2 * 2  # uint16, two bytes of text a token at least, twice
     assert most_checkpoints(run.recipe.pretrain) == 2 + 4 + 680 // 100
     assert disk_needed(run, "pretrain") == (most_checkpoints(run.recipe.pretrain) + 1) * one
     for step in (100, 200):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shard.data import documents, shards
-from shard.errors import ShardError
+from shard.data.workers import Workers
+from shard.errors import ShardError, UsageError
 from shard.files import sha256_of, temporary_path, write_json
 from shard.provenance import fingerprint
 from shard.recipe import Recipe
@@ -30,7 +31,7 @@ def run(tmp_path: Path, recipe: Recipe) -> Iterator[Run]:
 def fill(run: Run) -> None:
     """The files that the inputs of the stages are read from, as the stages write them."""
     for name in run.recipe.sources:
-        write_json(run.data / name / documents.LEDGER, {"sha256": {"train.jsonl": "1", "heldout.jsonl": "2"}})
+        write_json(run.data / name / documents.LEDGER, {"sha256": {"heldout.jsonl": "1", "documents/00000.npy": "2"}})
         (run.data / name / "train-00000.bin").write_bytes(bytes(2))
         write_json(run.data / name / shards.LEDGER, tokens("3"))
     write_json(run.tokenizer_path, {"a": "tokenizer"})
@@ -246,13 +247,69 @@ def test_a_build_takes_an_empty_folder_and_refuses_any_other(
     assert names(tmp_path / "full") == ["file"]
 
 
-def test_a_recipe_that_cannot_be_read_makes_no_folder(tmp_path: Path) -> None:
-    hub = Recipe.load("shard-40m-v1")
-    with pytest.raises(ShardError, match="--data PATH"):
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('{kind = "hub", repository = "a/b"}', "a/b is none of .*: say which files, and which columns"),
+        ('{kind = "hub", repository = "a/b", columns = ["text"]}', "a/b is none of .*: say which files"),
+        ('{kind = "hub", repository = "a/b", files = "*"}', "a/b is none of .*: say which files, and which columns"),
+        ('{kind = "hub", repository = "allenai/ai2_arc", template = "no column"}', "has no {column} in it"),
+        (
+            '{kind = "hub", repository = "a/b", files = "*", columns = ["a"], template = "{b}"}',
+            "one of columns, template and kind",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_makes_no_folder(tmp_path: Path, source: str, message: str) -> None:
+    hub = Recipe.load("quickstart", [f"sources.code={source}"])
+    with pytest.raises(ShardError, match=message):
         Run.open(tmp_path / "run", hub)
-    with pytest.raises(ShardError, match="--data PATH"), Run.build(tmp_path / "run", hub):
+    with pytest.raises(ShardError, match=message), Run.build(tmp_path / "run", hub):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_recipe_of_known_repositories_makes_its_folder(tmp_path: Path) -> None:
+    """Nothing is asked of the network before a stage needs it."""
+    recipe = Recipe.load("shard-40m-v1")
+    with Run.open(tmp_path / "run", recipe) as run:
+        assert run.recipe == recipe
+
+
+# Where documents are read from, and who reads them.
+
+
+def test_a_mirror_is_remembered_and_the_number_of_workers_is_not(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "datasets").mkdir(parents=True)
+    assert run.mirror is None and run.workers == Workers.auto()
+    run.read_with(tmp_path / "run" / ".." / "mirror", 3, None)
+    assert run.workers == Workers(count=3)
+    run.read_with(None, None, "local")
+    assert run.workers == Workers(count=Workers.auto().count, ray_address="local")
+    run.close()
+    with Run.open(run.folder) as again:
+        assert again.mirror == tmp_path / "mirror"
+        assert again.workers == Workers.auto()
+        again.read_with(None, None, None)
+        assert again.mirror == tmp_path / "mirror"
+
+
+def test_a_mirror_that_is_none_is_a_mistake_and_frees_the_folder(run: Run, tmp_path: Path) -> None:
+    before = run.manifest
+    with pytest.raises(UsageError, match="it has no folder datasets"):
+        run.read_with(tmp_path, None, None)
+    with Run.open(run.folder) as again:
+        assert again.manifest == before and again.mirror is None
+
+
+def test_what_reads_the_documents_is_no_input_of_a_stage(run: Run, tmp_path: Path) -> None:
+    fill(run)
+    for stage in STAGES[:2]:
+        with run.stage(stage):
+            pass
+    (tmp_path / "datasets").mkdir()
+    run.read_with(tmp_path, 7, "local")
+    assert [run.is_done(stage) for stage in STAGES[:2]] == [True, True]
 
 
 # Folders that are no runs.
@@ -405,7 +462,7 @@ def test_a_stage_is_not_done_when_its_data_changes_or_is_gone(run: Run) -> None:
         with run.stage(stage):
             pass
     name = next(iter(run.recipe.sources))
-    write_json(run.data / name / documents.LEDGER, {"sha256": {"train.jsonl": "other", "heldout.jsonl": "2"}})
+    write_json(run.data / name / documents.LEDGER, {"sha256": {"heldout.jsonl": "1", "documents/00000.npy": "other"}})
     assert not run.is_done("data")
     write_json(run.data / name / shards.LEDGER, tokens("other"))
     assert not run.is_done("pretrain")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard.config import Config
+from shard.data.documents import TRAIN, collect_documents, read_documents
 from shard.data.loader import BatchLoader
+from shard.data.settings import DataSettings, TextSource
 from shard.data.tokenizer_sample import peak_memory
 from shard.errors import ShardError
 from shard.inference.load import load_model
@@ -191,6 +194,38 @@ def sums_of(folder: Path) -> str:
 
 
 HASH = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def documents_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `data` of a run with one source, `text`."""
+    folder, rng = tmp_path_factory.mktemp("documents"), random.Random(0)
+    (folder / "text").mkdir()
+    for i in range(20):
+        (folder / "text" / f"{i}.txt").write_text(" ".join(str(rng.randrange(10**6)) for _ in range(100)))
+    sources = {"text": TextSource(kind="text", path=str(folder / "text"))}
+    collect_documents(sources, DataSettings(evaluation_sets=()), 0, folder / "data")
+    return folder / "data"
+
+
+@pytest.mark.parametrize(
+    "name", ["documents.json", "documents/00000.json", "documents/00000.npy", "documents/00000.parquet"]
+)
+def test_mutated_documents(documents_of_a_run: Path, tmp_path: Path, name: str) -> None:
+    data = Path(shutil.copytree(documents_of_a_run, tmp_path / "data"))
+    path, rng = data / "text" / name, random.Random(name)
+    whole = path.read_bytes()
+    assert problems_of(data / "text")[1:] == [], "there are no tokens yet"
+    for _ in range(100):
+        mutated = mutate(whole, rng)
+        path.write_bytes(mutated)
+        with bounded():
+            problems = problems_of(data)
+            if path.suffix in (".npy", ".parquet") and mutated != whole:
+                assert str(path) in {problem.path for problem in problems}
+        if path.suffix == ".parquet":
+            with bounded():
+                list(read_documents(data / "text", TRAIN))
 
 
 @pytest.mark.parametrize(

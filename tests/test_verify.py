@@ -1,5 +1,6 @@
 """`shard verify`: an undamaged folder has no problem, and each damaged file is named, all in one pass."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -80,10 +81,10 @@ def named(folder: Path, root: Path | None = None) -> set[str]:
 @pytest.mark.parametrize(
     ("part", "kind", "least"),
     [
-        (".", "run", 35),
+        (".", "run", 38),
         ("pretrain/checkpoints/step-00000002", "checkpoint", 4),
-        ("data", "data", 5),
-        ("data/text", "data", 5),
+        ("data", "data", 7),
+        ("data/text", "data", 7),
         ("release", "bundle", 10),
     ],
 )
@@ -106,6 +107,7 @@ def test_every_file_of_a_run_is_looked_at(finished: Path) -> None:
 def hashed_files(run: Path) -> list[Path]:
     """Those whose hash stands in another file."""
     without = {"decisions.json", "sample.json", "metrics.jsonl", "events.jsonl", "documents.json", "manifest.json"}
+    without.add("00000.json")  # of a unit: beside its documents, whose hash it gives
     files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in without]
     manifest = json.loads((run / "manifest.json").read_text())
     return [p for p in files if p.name != ".lock" and (p != run / "recipe.toml" or "recipe_sha256" in manifest)]
@@ -136,6 +138,7 @@ def test_every_missing_file_is_named(run: Path) -> None:
     gone = ["evaluation.json", "data/text/heldout.jsonl", "data/text/train-00001.bin", "release/code/muon.py"]
     gone += ["pretrain/checkpoints/step-00000002/optimizer.safetensors", "tokenizer/tokenizer.json", "recipe.toml"]
     gone += ["anneal/checkpoints/step-00000002/manifest.json", "anneal/metrics.jsonl"]
+    gone += [f"data/text/documents/00000.{end}" for end in ("parquet", "npy", "json")]
     for name in gone:
         (run / name).unlink()
     problems = problems_of(run)
@@ -144,15 +147,18 @@ def test_every_missing_file_is_named(run: Path) -> None:
 
 
 def test_every_unexpected_file_is_named_but_leftovers_are_not(run: Path) -> None:
-    for name in ("data/text/train-00099.bin", "release/more.txt", "release/code/x.py", "tokenizer/y"):
+    beside_the_data = [f"data/text/{name}" for name in ("train-00099.bin", "train.jsonl", "documents/00001.parquet")]
+    beside_the_data += [f"data/text/documents/{name}" for name in ("00001.json", "00000.txt", "more.npy")]
+    for name in (*beside_the_data, "release/more.txt", "release/code/x.py", "tokenizer/y"):
+        (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("x")
     (run / "pretrain/checkpoints/step-00000001/more.safetensors").write_text("x")
     (run / "pretrain/checkpoints/old").mkdir()
-    for name in ("data/text/.train.jsonl.tmp", "release/.cache", ".lock"):
+    for name in ("data/text/.heldout.jsonl.tmp", "data/text/documents/.00001.parquet.tmp", "release/.cache", ".lock"):
         (run / name).write_text("x")
     (run / "pretrain/checkpoints/.tmp-step-00000007").mkdir()
     (run / "notes.txt").write_text("what a user writes beside it is no business of ours")
-    expected = {"data/text/train-00099.bin", "release/more.txt", "release/code/x.py", "tokenizer/y"}
+    expected = {*beside_the_data, "release/more.txt", "release/code/x.py", "tokenizer/y"}
     expected |= {"pretrain/checkpoints/step-00000001/more.safetensors", "pretrain/checkpoints/old"}
     assert named(run) == expected
     assert all(problem.what.startswith("is unexpected") for problem in problems_of(run))
@@ -165,6 +171,13 @@ def test_every_unexpected_file_is_named_but_leftovers_are_not(run: Path) -> None
         ("manifest.json", "[" * 100_000),
         ("data/text/documents.json", "[]"),
         ("data/text/documents.json", '{"sha256": 3}'),
+        ("data/text/documents/00000.json", "["),
+        ("data/text/documents/00000.json", "[]"),
+        ("data/text/documents/00000.json", "{}"),
+        ("data/text/listing.json", "["),
+        ("data/text/listing.json", "{}"),
+        ("data/text/listing.json", '{"files": ["x"]}'),
+        ("data/text/listing.json", '{"files": [{"path": "../../../recipe.toml"}]}'),
         ("data/text/tokens.json", '{"dtype": "<u2", "shards": [{"file": "../../x"}]}'),
         ("decisions.json", "nothing"),
         ("tokenizer/sample.json", ""),
@@ -191,6 +204,93 @@ def test_a_checkpoint_a_source_and_a_bundle_by_themselves(run: Path) -> None:
     flip(run / "release/models/model.pt")
     (run / "release/README.md").unlink()
     assert named(run / "release") == {"models/model.pt", "README.md"}
+
+
+def change_ledger(run: Path, change: Callable[[dict[str, str]], object]) -> None:
+    """Change the hashes of documents.json, unseen by the manifest."""
+    path = run / "data/text/documents.json"
+    ledger = json.loads(path.read_text())
+    change(ledger["sha256"])
+    path.write_text(json.dumps(ledger))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../../etc/passwd", "/etc/passwd", "documents/../../../recipe.toml", "documents/x/00000.parquet"),
+        *("train-00000.bin", "documents/00000.json", "documents/0.npy", "documents/00000.parquet\n", ""),
+    ],
+)
+def test_a_ledger_that_lists_what_is_no_document(run: Path, name: str) -> None:
+    change_ledger(run, lambda hashes: hashes.update({name: "0" * 64}))
+    (problem,) = problems_of(run / "data")
+    expected = "is damaged: it lists a path that is none of a source"
+    assert problem == Problem(path=str(run / "data/text/documents.json"), what=expected)
+
+
+@pytest.mark.parametrize("name", ["heldout.jsonl", "documents/00000.npy", "documents/00000.parquet"])
+def test_a_ledger_that_leaves_a_document_out(run: Path, name: str) -> None:
+    """A file without a hash has not been checked, whatever lies beside it."""
+    change_ledger(run, lambda hashes: hashes.pop(name))
+    assert f"text/{name}" in named(run / "data")
+
+
+def test_a_ledger_that_leaves_a_unit_out(run: Path) -> None:
+    change_ledger(run, lambda hashes: [hashes.pop(f"documents/00000.{end}") for end in ("npy", "parquet")])
+    assert named(run / "data") == {f"text/documents/00000.{end}" for end in ("json", "npy", "parquet")}
+
+
+def test_a_unit_whose_ledger_is_of_other_documents(run: Path) -> None:
+    path = run / "data/text/documents/00000.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "0" * 64}))
+    (problem,) = problems_of(run)
+    assert problem.path == str(path) and "is not the one in documents.json" in problem.what
+
+
+def test_without_its_ledger_no_document_is_called_unexpected(run: Path) -> None:
+    (run / "data/text/documents.json").unlink()
+    assert named(run) == {"data/text/documents.json"}
+    change_manifest(run, lambda stages: [stages[name].update(status="running") for name in stages])
+    assert problems_of(run) == [], "they are being read again"
+
+
+# Downloads
+
+
+@pytest.fixture
+def hub_source(run: Path) -> Path:
+    """A source of a repository of three files, of which two are kept."""
+    folder = run / "data/text"
+    kept = {"data/a.jsonl": b"large", "README.md": b"small"}
+    for name, content in kept.items():
+        (folder / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "raw" / name).write_bytes(content)
+    files = [
+        {"path": "data/a.jsonl", "size": 5, "sha256": hashlib.sha256(b"large").hexdigest()},
+        {"path": "README.md", "size": 5, "sha256": None},
+        {"path": "data/b.jsonl", "size": 5, "sha256": "0" * 64},
+    ]
+    (folder / "listing.json").write_text(json.dumps({"repository": "a/b", "revision": "c" * 40, "files": files}))
+    return folder
+
+
+def test_downloads_are_compared_with_the_listing(hub_source: Path) -> None:
+    report = verify(hub_source)
+    assert report.problems == []
+    assert report.files_checked == sum(path.is_file() for path in hub_source.rglob("*"))
+    flip(hub_source / "raw/data/a.jsonl")
+    (hub_source / "raw/README.md").write_text("smaller")
+    (problem, other) = problems_of(hub_source)
+    assert problem.path == str(hub_source / "raw/README.md") and "its size" in problem.what
+    assert other.path == str(hub_source / "raw/data/a.jsonl") and "SHA-256 is not the one in listing" in other.what
+
+
+def test_a_download_that_leads_out_is_not_read(hub_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("large")
+    for name in ("data/a.jsonl", "README.md"):
+        (hub_source / "raw" / name).unlink()
+        (hub_source / "raw" / name).symlink_to(tmp_path / "secret")
+    assert ["leads out of" in problem.what for problem in problems_of(hub_source)] == [True, True]
 
 
 # The metrics
@@ -252,7 +352,8 @@ def test_nothing_outside_the_folder_is_read(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "pretrain/checkpoints", outside / "checkpoints")
     shutil.copyfile(run / "release/README.md", outside / "README.md")
     for inside, target in (
-        ("data/text/train.jsonl", outside / "data/text/train.jsonl"),
+        ("data/text/heldout.jsonl", outside / "data/text/heldout.jsonl"),
+        ("data/text/documents", outside / "data/text/documents"),
         ("release/README.md", outside / "README.md"),
         ("anneal/checkpoints", outside / "checkpoints"),
         ("release/loop", run / "release/loop"),
@@ -261,8 +362,11 @@ def test_nothing_outside_the_folder_is_read(run: Path, tmp_path: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         path.symlink_to(target)
     problems = {Path(problem.path).relative_to(run).as_posix(): problem.what for problem in problems_of(run)}
-    assert problems.keys() >= {"data/text/train.jsonl", "anneal/checkpoints", "release/SHA256SUMS"}
-    assert "leads out of" in problems["data/text/train.jsonl"] and "leads out of" in problems["anneal/checkpoints"]
+    led_out = {f"data/text/documents/00000.{end}" for end in ("parquet", "npy", "json")}
+    led_out |= {"data/text/heldout.jsonl", "anneal/checkpoints"}
+    in_a_link = "anneal/checkpoints/step-00000002/manifest.json"  # an output of its stage
+    assert problems.keys() == led_out | {in_a_link, "release/SHA256SUMS"}
+    assert all("leads out of" in problems[name] for name in led_out)
     assert "lists a path outside the bundle: 'README.md'" in problems["release/SHA256SUMS"]
 
 

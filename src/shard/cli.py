@@ -47,13 +47,31 @@ ForkOption = Annotated[
 ]
 
 
+MirrorOption = Annotated[
+    Path | None, typer.Option("--mirror", help="Read datasets from this folder in the hub's layout, not from the hub.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that read and tokenise; default one a processor.")
+]
+RayOption = Annotated[str | None, typer.Option("--ray", help='Do that on a Ray cluster at this address; "local".')]
+
+
 def _open_run(
-    target: str, out: Path | None, sets: list[str] | None, data: Path | None, fork: Path | None = None
+    target: str,
+    out: Path | None,
+    sets: list[str] | None,
+    data: Path | None,
+    fork: Path | None = None,
+    mirror: Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> Any:
     """The run that a verb works on: see fork.py."""
     from shard.fork import open_run
 
-    return open_run(target, out, sets, data, fork, Reporter())
+    run = open_run(target, out, sets, data, fork, Reporter())
+    run.read_with(mirror, workers, ray)
+    return run
 
 
 def _print(result: Any, as_json: bool) -> None:
@@ -68,6 +86,9 @@ def run(
     set_: SetOption = None,
     data: DataOption = None,
     fork: ForkOption = None,
+    mirror: MirrorOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     max_time: MaxTimeOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -75,7 +96,7 @@ def run(
     from shard.stages import run_all
 
     deadline = deadline_after(max_time)
-    with _open_run(recipe, out, set_, data, fork) as opened:
+    with _open_run(recipe, out, set_, data, fork, mirror, workers, ray) as opened:
         _print(run_all(opened, Reporter(), deadline), json_)
 
 
@@ -97,8 +118,43 @@ def _stage_verb(name: str, help_text: str) -> None:
     app.command(name, help=help_text)(verb)
 
 
-_stage_verb("tokenizer", "Collect the documents, hold some out, train the tokenizer.")
-_stage_verb("data", "Tokenise the documents into shards.")
+@app.command()
+def tokenizer(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Collect the documents, hold some out, train the tokenizer."""
+    from shard.stages import tokenizer as stage
+
+    with _open_run(recipe, out, set_, data, None, mirror, workers, ray) as opened:
+        _print(stage(opened, Reporter()), json_)
+
+
+@app.command("data")
+def data_(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Write a page about each source: data/stats.html.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Tokenise the documents into shards."""
+    from shard.stages import data as stage
+    from shard.stages import describe_data
+
+    with _open_run(recipe, out, set_, data, None, mirror, workers, ray) as opened:
+        result = stage(opened, Reporter())
+        _print(describe_data(opened, Reporter()) if stats else result, json_)
 
 
 @app.command()
@@ -205,6 +261,8 @@ def plan(
     set_: SetOption = None,
     data: DataOption = None,
     probe: Annotated[bool, typer.Option(help="Measure the training speed for some seconds.")] = True,
+    mirror: MirrorOption = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Ask the hub how large the sources are.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """What a recipe will take: parameters, tokens, FLOPs, memory, disk, time."""
@@ -213,7 +271,7 @@ def plan(
 
     folder = Path(recipe)
     loaded = Recipe.load(str(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else recipe, set_, data)
-    result = make_plan(loaded, probe)
+    result = make_plan(loaded, probe, hub or mirror is not None, mirror)
     if json_:
         return _print(result, True)
     print("\n".join(describe_plan(result)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.console import Reporter
-from shard.data import documents, shards
+from shard.data import documents
 from shard.errors import UsageError
 from shard.files import copy_file, link_or_copy, read_json, sync_folder, write_json
 from shard.provenance import describe_difference, differences, flatten
@@ -56,6 +56,8 @@ def fork(source: Path, target: Path, recipe: Recipe, reporter: Reporter) -> Run:
         with Run.build(target, recipe) as new:
             changes = differences(*(flatten(r.model_dump(mode="json")) for r in (old.recipe, recipe)))
             new.annotate(forked_from={"run": str(source), "differences": changes})
+            if old.mirror is not None:
+                new.annotate(mirror=str(old.mirror))
             if old.tokenizer_path.is_file():
                 _keep(old, new, reporter)
     reporter.line(f"{target}: branches from {source}" + (f"; {', '.join(changes)}" if changes else ""))
@@ -71,7 +73,8 @@ def _keep(old: Run, new: Run, reporter: Reporter) -> None:
     same_data = _data_of(old.recipe) == _data_of(new.recipe)
     if same_data:
         for name in old.recipe.sources:
-            _link(old.data / name, new.data / name, _data_files(old.data / name))
+            for folder in (Path(name), Path(name, documents.DOCUMENTS)):
+                _link(old.data / folder, new.data / folder, _data_files(old.data / folder))
         _copy_entry(old, new, "data")
     elif _entry(old, "data"):
         reporter.warn(
@@ -148,9 +151,9 @@ def _link(source: Path, target: Path, files: Iterable[Path]) -> None:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The files of one source that its ledgers name, and the ledgers."""
-    names = (documents.LEDGER, documents.TRAIN, documents.HELDOUT, shards.LEDGER)
-    return [path for path in (*(folder / name for name in names), *folder.glob("train-*.bin")) if path.is_file()]
+    """The files of one source, or of its documents."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 
 def _data_of(recipe: Recipe) -> Any:

@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shard.data.price import price
+from shard.data.shards import token_dtype
 from shard.recipe import Recipe
 from shard.resources import most_checkpoints
+from shard.train import MANY_EPOCHS
 from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
@@ -15,8 +18,10 @@ CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
 PROBE_TOKENS = 1024
 
 
-def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
-    """Parameters, tokens against the 20:1 line, FLOPs, memory, disk, and time by a short measured probe."""
+def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Path | None = None) -> dict[str, Any]:
+    """Parameters, tokens against the 20:1 line, FLOPs, memory, disk, and time by a short measured probe; `with_data`
+    also what its sources take, for which the hub is asked unless there is a mirror.
+    """
     from shard.environment import choose_device, choose_precision, device_name
 
     config, count = recipe.config, count_parameters(recipe.config)
@@ -41,6 +46,10 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
             speed = measure_training_speed(recipe, settings, precision)
             stages[name] |= {"tokens_per_second": round(speed, 1), "seconds": round(tokens / speed)}
     total = sum(stage["tokens"] for stage in stages.values())
+    priced = {}
+    if with_data:
+        token_bytes = int(token_dtype(config.vocab_size)[-1])
+        priced["data"] = price(recipe.sources, recipe.data, mirror, token_bytes, wanted_tokens(recipe))
     kept = most_checkpoints(recipe.pretrain) + most_checkpoints(recipe.anneal)
     return {
         "recipe": recipe.name,
@@ -51,6 +60,7 @@ def plan(recipe: Recipe, probe: bool = True) -> dict[str, Any]:
         "chinchilla_tokens": CHINCHILLA * count.total,
         "flops": sum(stage["flops"] for stage in stages.values()),
         "stages": stages,
+        **priced,
         "disk_bytes": {
             "checkpoints": kept * checkpoint_bytes(config),
             "release": 2 * count.total + checkpoint_bytes(config) // 2,
@@ -78,7 +88,30 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
         if "seconds" in stage:
             speed = f"{stage['tokens_per_second']:,.0f} tokens/s"
             rows[name] += f", {format_duration(stage['seconds'])} at {speed} (measured for a moment, not compiled)"
-    return [f"{name:<11} {text}" for name, text in rows.items()]
+    if "data" in result:
+        data = result["data"]
+        rows["data"] = (
+            f"{format_size(data['download_bytes'])} to download, {format_size(data['disk_bytes'])} on disk, "
+            f"{format_duration(data['seconds'])} of work at {format_size(data['bytes_per_second'])} a second "
+            f"({data['workers']} processes, measured for a moment)"
+        )
+    lines = [f"{name:<11} {text}" for name, text in rows.items()]
+    for name, source in result.get("data", {}).get("sources", {}).items():
+        lines.append(
+            f"  {name:<18} {source['files']:>5} files, {format_size(source['download_bytes'])} to download, about "
+            f"{format_count(source['tokens'])} tokens, {source['epochs']:.3g} epochs"
+            + (" (!)" if source["epochs"] > MANY_EPOCHS else "")
+        )
+    return lines
+
+
+def wanted_tokens(recipe: Recipe) -> dict[str, float]:
+    """Tokens of each source that all stages together train on."""
+    wanted = dict.fromkeys(recipe.sources, 0.0)
+    for stage in (recipe.pretrain, recipe.anneal):
+        for name, weight in stage.mix.items():
+            wanted[name] += weight / sum(stage.mix.values()) * stage.steps * stage.tokens_per_step
+    return wanted
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:

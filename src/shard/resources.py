@@ -41,7 +41,8 @@ def disk_needed(run: Run, stage: str) -> float:
         case "data":
             ledgers = [run.data / name for name in recipe.sources if (run.data / name / documents.LEDGER).exists()]
             text = sum(documents.read_ledger(folder)["bytes"]["train"] for folder in ledgers)
-            return text / LEAST_BYTES_PER_TOKEN * int(token_dtype(recipe.config.vocab_size)[-1])
+            # Twice: by unit, and in shards.
+            return 2 * text / LEAST_BYTES_PER_TOKEN * int(token_dtype(recipe.config.vocab_size)[-1])
         case "pretrain" | "anneal":
             from shard.training.checkpoint import list_steps
 

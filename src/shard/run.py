@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from shard.data import documents, shards
+from shard.data.adapters import format_of, pattern_of
 from shard.data.settings import HubSource
-from shard.errors import ShardError
+from shard.data.workers import Workers
+from shard.errors import ShardError, UsageError
 from shard.files import read_json, remove_leftovers, sha256_of, sync_folder, temporary_path, write_json, write_text
 from shard.lock import LOCK_FILE, RunLock
 from shard.provenance import describe_difference, fingerprint, flatten
@@ -54,6 +56,8 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe, lock: RunLock | None = None) -> None:
         """A run for reading; only `open` and `build` give one that holds the lock."""
         self.folder, self.recipe, self._lock = folder, recipe, lock
+        self.workers = Workers.auto()
+        """Who reads and tokenises documents."""
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe | None = None) -> "Run":
@@ -66,7 +70,7 @@ class Run:
                 )
             if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - _BEGUN):
                 raise ShardError(f"{folder} is neither empty nor a run folder: choose another --out")
-            _refuse_hub_sources(recipe)
+            _check_sources(recipe)
             folder.mkdir(parents=True, exist_ok=True)
         run_lock = RunLock(folder)
         try:
@@ -97,7 +101,7 @@ class Run:
         final = folder.resolve()
         if final == Path.cwd() or (final.exists() and (not final.is_dir() or any(final.iterdir()))):
             raise ShardError(f"{folder} is not empty, or is the current folder: give the name of a new one")
-        _refuse_hub_sources(recipe)
+        _check_sources(recipe)
         temporary = temporary_path(final)
         temporary.mkdir(parents=True, exist_ok=True)
         run = cls(temporary, recipe, RunLock(temporary))
@@ -150,6 +154,22 @@ class Run:
     def decisions_path(self) -> Path:
         """What probes decided."""
         return self.folder / "decisions.json"
+
+    @property
+    def mirror(self) -> Path | None:
+        """A folder in the hub's layout that is read instead of the hub; the run remembers it."""
+        mirror = self.manifest.get("mirror")
+        return None if mirror is None else Path(mirror)
+
+    def read_with(self, mirror: Path | None, workers: int | None, ray_address: str | None) -> None:
+        """Say where documents are read from and who reads them, as far as is known; none of it changes the result."""
+        if mirror is not None:
+            if not (mirror / "datasets").is_dir():
+                self.close()
+                raise UsageError(f"--mirror {mirror}: it has no folder datasets, as DIR/datasets/<owner>/<name>/<path>")
+            self.annotate(mirror=str(mirror.resolve()))
+        if workers is not None or ray_address is not None:
+            self.workers = Workers(count=workers or Workers.auto().count, ray_address=ray_address)
 
     # The manifest.
 
@@ -284,8 +304,9 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     return flatten(recipe.model_dump(mode="json"))
 
 
-def _refuse_hub_sources(recipe: Recipe) -> None:
+def _check_sources(recipe: Recipe) -> None:
     """Before there is a folder that would hold on to this recipe."""
-    for name, source in recipe.sources.items():
+    for source in recipe.sources.values():
         if isinstance(source, HubSource):
-            documents.refuse_hub_source(name, source)
+            format_of(source)
+            pattern_of(source)

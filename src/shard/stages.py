@@ -13,6 +13,7 @@ from shard.console import Reporter
 from shard.data import documents
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, write_json
+from shard.plan import wanted_tokens
 from shard.resources import check_disk
 from shard.run import STAGES, Run
 from shard.train import separator_id, train
@@ -55,7 +56,7 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     with run.stage("tokenizer"):
         _collect(run, reporter)
         sizes = training_sizes(run.data, r.sources)
-        shares = sample_shares(_token_weights(run), sizes, r.tokenizer.sample_bytes)
+        shares = sample_shares(wanted_tokens(r), sizes, r.tokenizer.sample_bytes)
         predicted = predict_memory(run.data, shares, sizes)
         sample_bytes = sum(share * sizes[name] for name, share in shares.items())
         reporter.line(
@@ -83,24 +84,27 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
 def data(run: Run, reporter: Reporter) -> Result:
     """Tokenise the documents into shards."""
     from shard.data import shards
+    from shard.data.tokens import tokenize_sources
 
     names = list(run.recipe.sources)
     if run.is_done("data"):
         return _skipped(reporter, "data", {n: read_json(run.data / n / shards.LEDGER, "it is missing") for n in names})
     _require(run, reporter, "tokenizer")
     r = run.recipe
-    if not all((run.data / name / documents.LEDGER).exists() for name in names):
-        _collect(run, reporter)  # an imported run brings its tokenizer, not its documents
+    if not all(documents.is_collected(run.data / name) for name in names):
+        _collect(run, reporter)  # an imported run brings its tokenizer, not its documents; or some were damaged
     check_disk(run, "data")
     with run.stage("data"):
-        encoder = shards.BulkEncoder(run.tokenizer_path)
-        ledgers = {}
-        for name in names:
-            texts = documents.read_documents(run.data / name, documents.TRAIN)
-            reporter.progress(f"data: tokenising {name}")
-            ledgers[name] = shards.write_shards(
-                texts, encoder, r.config.vocab_size, separator_id(run), r.data.shard_bytes, run.data / name
-            )
+        reporter.progress(f"data: tokenising {', '.join(names)}")
+        ledgers = tokenize_sources(
+            {name: run.data / name for name in names},
+            run.tokenizer_path,
+            r.config.vocab_size,
+            separator_id(run),
+            r.data.shard_bytes,
+            {name: source.max_tokens for name, source in r.sources.items()},
+            run.workers,
+        )
         reporter.end_progress()
     reporter.table(
         "Tokens to train on",
@@ -117,6 +121,15 @@ def data(run: Run, reporter: Reporter) -> Result:
         ],
     )
     return ledgers
+
+
+def describe_data(run: Run, reporter: Reporter) -> Result:
+    """What each source gave and lost: data/stats.html, and the same as numbers."""
+    from shard.data_report import data_stats, write_page
+
+    stats = data_stats(run)
+    reporter.line(f"data: {write_page(run, stats)}")
+    return stats
 
 
 def pretrain(run: Run, reporter: Reporter, until: int | None = None, deadline: float | None = None) -> Result:
@@ -252,7 +265,9 @@ def _skipped(reporter: Reporter, stage: str, result: Result) -> Result:
 
 def _collect(run: Run, reporter: Reporter) -> None:
     reporter.progress(f"data: reading {', '.join(run.recipe.sources)}")
-    ledgers = documents.collect_documents(run.recipe.sources, run.recipe.data, run.recipe.seed, run.data)
+    ledgers = documents.collect_documents(
+        run.recipe.sources, run.recipe.data, run.recipe.seed, run.data, run.workers, run.mirror
+    )
     reporter.end_progress()
     rows = []
     for name, ledger in ledgers.items():
@@ -267,16 +282,6 @@ def _collect(run: Run, reporter: Reporter) -> None:
             ]
         )
     reporter.table("Documents", ["source", "read", "dropped", "to train on", "held out"], rows)
-
-
-def _token_weights(run: Run) -> dict[str, float]:
-    """The share of each source in all tokens that the run trains on."""
-    weights = dict.fromkeys(run.recipe.sources, 0.0)
-    for stage in (run.recipe.pretrain, run.recipe.anneal):
-        total = sum(stage.mix.values())
-        for name, weight in stage.mix.items():
-            weights[name] += weight / total * stage.steps * stage.tokens_per_step
-    return weights
 
 
 def _measure(run: Run, reporter: Reporter, stage: str, file: str, measure: Callable[[], Result]) -> Result:

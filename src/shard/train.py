@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 40
 """Length of the samples that are drawn during training."""
+MANY_EPOCHS = 4.0
+"""Passes over a source beyond which repeating it is worth a warning (Muennighoff et al., arXiv 2305.16264)."""
 
 
 def separator_id(run: Run) -> int:
@@ -59,7 +61,7 @@ def train(
     check_memory(run, device)
     check_disk(run, name)
     for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
-        if epochs > 4:
+        if epochs > MANY_EPOCHS:
             reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
     heldout = {
         source: encode_heldout(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shard.data import documents, shards
+from shard.data.inventory import LISTING
+from shard.data.units import RAW
 from shard.errors import ShardError
 from shard.files import read_json, sha256_of
 from shard.recipe import Recipe
@@ -22,6 +24,7 @@ SUMS = "SHA256SUMS"
 MAX_SUMS_BYTES = 2**22
 MAX_SUMS_LINES = 10_000
 
+_DOCUMENTS = re.compile(r"heldout\.jsonl|documents/\d{5,9}\.(parquet|npy)")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -119,9 +122,7 @@ def _kind_of(path: Path) -> tuple[str, Any]:
 
 
 def _is_source(path: Path) -> bool:
-    return any(
-        (path / name).is_file() for name in (documents.LEDGER, shards.LEDGER, documents.TRAIN, documents.HELDOUT)
-    )
+    return any((path / name).is_file() for name in (documents.LEDGER, shards.LEDGER, documents.HELDOUT))
 
 
 @dataclass
@@ -233,13 +234,50 @@ def _check_data(check: _Check, data: Path, is_finished: bool = True) -> None:
 
 def _check_source(check: _Check, folder: Path, is_finished: bool = True) -> None:
     """The text and the shards of one source. While it is made, what has no ledger yet is no damage."""
-    known = [documents.LEDGER, documents.TRAIN, documents.HELDOUT, shards.LEDGER]
+    known = [documents.LEDGER, documents.HELDOUT, shards.LEDGER, documents.DOCUMENTS, LISTING, RAW]
     if is_finished or (folder / documents.LEDGER).exists():
-        check.hashes(folder, documents.LEDGER, (documents.TRAIN, documents.HELDOUT))
+        _check_documents(check, folder)
+    _check_downloads(check, folder)
     if is_finished or (folder / shards.LEDGER).exists():
         _check_shards(check, folder, known)
     if is_finished:
         check.no_others(folder, known)
+
+
+def _check_documents(check: _Check, folder: Path) -> None:
+    """The held-out text and the units that the ledger lists, each with the ledger of its own."""
+    table = check.table(folder / documents.LEDGER) or {}
+    listed = table.get("sha256")
+    hashes: dict[str, Any] = listed if isinstance(listed, dict) else {}
+    names = [name for name in hashes if _DOCUMENTS.fullmatch(name)]
+    if len(names) < len(hashes):
+        check.problem(folder / documents.LEDGER, "is damaged: it lists a path that is none of a source")
+    units = sorted({Path(name).stem for name in names if name != documents.HELDOUT})
+    of_units = [f"{documents.DOCUMENTS}/{unit}.{end}" for unit in units for end in ("parquet", "npy")]
+    check.hashes(folder, documents.LEDGER, [documents.HELDOUT, *of_units])
+    for unit in units:
+        path = folder / documents.DOCUMENTS / f"{unit}.json"
+        ledger = check.table(path)
+        if ledger is not None and ledger.get("sha256") != hashes.get(f"{documents.DOCUMENTS}/{unit}.parquet"):
+            check.problem(path, f"is damaged: its SHA-256 of {unit}.parquet is not the one in {documents.LEDGER}")
+    if hashes:  # else nothing says which of them belong here
+        known = {f"{unit}.{end}" for unit in units for end in ("parquet", "npy", "json")}
+        check.no_others(folder / documents.DOCUMENTS, known)
+
+
+def _check_downloads(check: _Check, folder: Path) -> None:
+    """What a repository was when the run first looked, and of its files those that are kept."""
+    listing = check.table(folder / LISTING) if (folder / LISTING).exists() else None
+    files = listing.get("files") if listing is not None else []
+    for file in files if isinstance(files, list) else [None]:
+        if not isinstance(file, dict) or not isinstance(file.get("path"), str) or not _is_plain(file["path"]):
+            return check.problem(folder / LISTING, f"is damaged: it lists {file!r:.120}")
+        path = folder / RAW / file["path"]
+        if path.exists() and file.get("sha256") is not None:
+            check.hash(path, file["sha256"], LISTING)
+        elif path.exists() and check.is_there(path) and path.stat().st_size != file.get("size"):
+            check.problem(path, f"is damaged: its size is not the one in {LISTING}")
+    return None
 
 
 def _check_shards(check: _Check, folder: Path, known: list[str]) -> None:

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from corpora import write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from shard.data import tokenizer_sample
-from shard.data.documents import LEDGER, TRAIN
+from shard.data.documents import DOCUMENTS, DROPPED, LEDGER, ON_HELDOUT, ON_TRAIN
 from shard.data.tokenizer_sample import (
     MEMORY_FLOOR,
     distinct_words,
@@ -30,10 +32,13 @@ WEIGHTS = st.fixed_dictionaries({name: st.sampled_from([0.0, 0.1, 1.0, 3.5]) for
 
 
 def write_source(folder: Path, texts: list[str]) -> None:
-    folder.mkdir(parents=True)
-    lines = "".join(json.dumps({"text": text, "group": str(i)}) + "\n" for i, text in enumerate(texts))
-    (folder / TRAIN).write_text(lines, encoding="utf-8")
-    write_json(folder / LEDGER, {"bytes": {"train": sum(len(text.encode()) for text in texts)}})
+    """Two units, with documents on every side: those that are held out or dropped are not for the tokenizer."""
+    for number, part in enumerate((texts[: len(texts) // 3], texts[len(texts) // 3 :])):
+        others = ["never seen: held out", "never seen: dropped"]
+        path = write_parquet(folder / DOCUMENTS / f"{number:05d}.parquet", [others[0], *part, others[1]])
+        np.save(path.with_suffix(".npy"), np.array([ON_HELDOUT, *[ON_TRAIN] * len(part), DROPPED], np.uint8))
+    listed = {f"{DOCUMENTS}/{number:05d}.{end}": "" for number in range(2) for end in ("parquet", "npy")}
+    write_json(folder / LEDGER, {"bytes": {"train": sum(len(text.encode()) for text in texts)}, "sha256": listed})
 
 
 def words(name: str, count: int) -> list[str]:
@@ -102,6 +107,7 @@ def test_the_record_says_what_was_read(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tokenizer_sample, "train_tokenizer", spy)
     record, tokenizer = train(folder)
     assert record["bytes"] == sum(len(text.encode()) for text in seen)
+    assert not any("never seen" in text for text in seen)
     for name in ("large", "small"):
         own = [text for text in seen if text.startswith(name)]
         assert record["sources"][name]["documents"] == len(own) > 0

@@ -21,10 +21,11 @@ from shard.run import STAGES, Run
 Shard = Callable[..., Any]
 
 STAGE = ["--data", "--json", "--out", "--set", "recipe"]
+READING = ["--mirror", "--ray", "--workers"]
 VERBS = {
-    "run": [*STAGE, "--fork", "--max-time"],
-    "tokenizer": STAGE,
-    "data": STAGE,
+    "run": [*STAGE, *READING, "--fork", "--max-time"],
+    "tokenizer": [*STAGE, *READING],
+    "data": [*STAGE, *READING, "--stats"],
     "pretrain": [*STAGE, "--fork", "--max-time", "--until"],
     "anneal": [*STAGE, "--fork", "--from-step", "--max-time"],
     "evaluate": STAGE,
@@ -35,7 +36,7 @@ VERBS = {
         *("--temperature", "--top-p", "model", "prompt"),
     ],
     "import": ["--data", "--json", "--out", "--recipe", "--set", "bundle"],
-    "plan": ["--data", "--json", "--no-probe", "--probe", "--set", "recipe"],
+    "plan": ["--data", "--hub", "--json", "--mirror", "--no-probe", "--probe", "--set", "recipe"],
     "status": ["--json", "folder"],
     "verify": ["--json", "path"],
     "doctor": ["--json"],
@@ -291,8 +292,38 @@ def test_data_that_cannot_be_trained_on_is_named(
         assert fragment in message
 
 
-def test_hub_sources_say_what_to_do_instead(shard: Shard, tmp_path: Path) -> None:
-    assert "--data PATH" in one_line(shard("tokenizer", "shard-40m-v1", "--out", tmp_path / "run"), 1)
+@pytest.mark.parametrize("verb", ["run", "tokenizer", "data"])
+def test_a_dataset_that_cannot_be_had_is_one_line(
+    shard: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = one_line(shard(verb, "shard-40m-v1", "--out", tmp_path / "run"), 1)
+    assert "is on the hub, and HF_HUB_OFFLINE forbids to ask it: unset it, or use a mirror" in message
+    assert "HF_HUB_OFFLINE" in one_line(shard(verb, tmp_path / "run"), 1), "the folder is a run, and goes on"
+
+
+def test_a_mirror_without_the_dataset_is_one_line(shard: Shard, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "datasets" / "a" / "b").mkdir(parents=True)
+    arguments = ["data", "shard-40m-v1", "--mirror", tmp_path / "mirror", "--out", tmp_path / "run"]
+    message = one_line(shard(*arguments), 1)
+    assert f"{tmp_path / 'mirror'} has no datasets/HuggingFaceFW/fineweb-edu, only a/b: put its files there" in message
+    assert "--mirror" in one_line(shard("data", tmp_path / "run", "--mirror", tmp_path), 2)
+    assert message == one_line(shard("data", tmp_path / "run"), 1), "it is remembered"
+
+
+@pytest.mark.parametrize("verb", ["run", "tokenizer", "data"])
+def test_ray_that_is_not_installed_is_one_line(
+    shard: Shard, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = one_line(shard(verb, *tiny, "--ray", "local", "--out", tmp_path / "run"), 1)
+    assert message == "shard: --ray needs Ray: pip install 'shard-lm[ray]'"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1.5"])
+def test_a_number_of_workers_that_is_none_is_refused(shard: Shard, tiny: list[str], tmp_path: Path, count: str) -> None:
+    outcome = shard("data", *tiny, "--workers", count, "--out", tmp_path / "run")
+    assert outcome.code == 2 and "--workers" in outcome.err and not (tmp_path / "run").exists()
 
 
 def test_generate_needs_a_model(shard: Shard, tokenized_run: Path, tmp_path: Path) -> None:

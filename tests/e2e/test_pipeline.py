@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -91,7 +94,8 @@ def test_the_run_folder_holds_what_the_design_promises(finished_run: Path) -> No
     for name in (
         *("recipe.toml", "manifest.json", "decisions.json", "evaluation.json", "benchmark.json"),
         *("tokenizer/tokenizer.json", "data/text/documents.json", "data/text/tokens.json"),
-        *("data/text/train-00000.bin", "data/text/train.jsonl", "data/text/heldout.jsonl"),
+        *("data/text/train-00000.bin", "data/text/heldout.jsonl"),
+        *(f"data/text/documents/00000.{end}" for end in ("parquet", "npy", "json")),
         *("pretrain/metrics.jsonl", "pretrain/events.jsonl", "anneal/metrics.jsonl", "anneal/events.jsonl"),
         *(
             f"{stage}/checkpoints/step-0000000{step}/{file}"
@@ -258,6 +262,100 @@ def test_an_anneal_goes_on_from_where_it_began(shard: Shard, copied_run: Path) -
     assert shard("anneal", copied_run, "--from-step", 2).code == 0
     assert "done already" in shard("anneal", copied_run).err
     assert "began from pretrain step 2, not 4" in shard("anneal", copied_run, "--from-step", 4).err
+
+
+# Datasets.
+
+SHRUNK = {
+    "model": "{vocab_size = 300, hidden_size = 32, num_layers = 2, num_heads = 2, head_dim = 16, "
+    "intermediate_size = 64, max_sequence_length = 128, sliding_window = 8}",
+    "tokenizer.sample_bytes": "100kB",
+    "pretrain.sequence_length": "32",
+    "anneal.sequence_length": "32",
+}
+QUESTION = "Which of the following gases is most of the air that people breathe in every day"
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The seven repositories of the reference recipe, of thirty documents each."""
+    folder, rng = tmp_path_factory.mktemp("mirror"), random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(500)]
+
+    def texts(count: int = 30) -> list[str]:
+        return [" ".join(rng.choices(words, k=30)) for _ in range(count)]
+
+    def questions(first: str) -> dict[str, list[Any]]:
+        choices = [{"text": texts(4), "label": ["A", "B", "C", "D"]} for _ in range(30)]
+        return {"id": texts(), "question": [first, *texts(29)], "choices": choices, "answerKey": ["C"] * 30}
+
+    def write(path: str, columns: dict[str, list[Any]]) -> None:
+        target = folder / "datasets" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if target.suffix == ".parquet":
+            pq.write_table(pa.table(columns), target)
+        elif target.suffix == ".json":
+            target.write_text(json.dumps(rows))
+        else:
+            target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    tested = f"{texts(1)[0]} {QUESTION.upper()}! {texts(1)[0]}"
+    write("open-web-math/open-web-math/data/a.parquet", {"url": texts(), "text": texts()})
+    write("HuggingFaceFW/fineweb-edu/sample/10BT/000.parquet", {"text": [tested, *texts(29)]})
+    write("HuggingFaceFW/fineweb-edu/sample/10BT/001.parquet", {"id": texts(), "text": texts()})
+    write("HuggingFaceFW/fineweb-edu/data/other.parquet", {"text": ["no part of the sample"]})
+    write("AI-MO/NuminaMath-CoT/data/train-0.parquet", {"problem": texts(), "solution": texts(), "messages": texts()})
+    write("AI-MO/NuminaMath-CoT/data/test-0.parquet", {"problem": texts(), "solution": texts()})
+    write("meta-math/MetaMathQA/MetaMathQA-395K.json", {"query": texts(), "response": texts(), "type": texts()})
+    write("togethercomputer/RedPajama-Data-1T-Sample/arxiv_sample.jsonl", {"text": texts(), "meta": texts()})
+    write("HuggingFaceTB/cosmopedia/data/stories/train-0.parquet", {"prompt": texts(), "text": texts()})
+    write("allenai/ai2_arc/ARC-Easy/train-0.parquet", questions(texts(1)[0]))
+    write("allenai/ai2_arc/ARC-Easy/test-0.parquet", questions(QUESTION))
+    write("allenai/ai2_arc/ARC-Easy/validation-0.parquet", questions(texts(1)[0]))
+    return folder
+
+
+def test_the_reference_recipe_reads_its_seven_datasets_from_a_mirror(
+    shard: Shard, mirror: Path, tmp_path: Path
+) -> None:
+    sets = [word for key, value in SHRUNK.items() for word in ("--set", f"{key}={value}")]
+    run, again = tmp_path / "run", tmp_path / "again"
+    arguments = ["data", "shard-40m-v1", *sets, "--mirror", mirror]
+    outcome = shard(*arguments, "--workers", 1, "--out", run)
+    assert outcome.code == 0, outcome.err
+    ledgers = {path.parent.name: json.loads(path.read_text()) for path in run.glob("data/*/documents.json")}
+    assert len(ledgers) == 7
+    for name, ledger in ledgers.items():
+        assert ledger["origin"]["revision"] == "mirror"
+        assert ledger["documents_read"] == (60 if name == "fineweb-edu" else 30)
+        assert sum(ledger["documents"].values()) + sum(ledger["dropped"].values()) == ledger["documents_read"]
+        assert ledger["documents"]["train"] >= 20 and ledger["documents"]["heldout"] > 0
+        assert len(ledger["evaluation_sets"]) == 2
+    dropped = {name: ledger["dropped"] for name, ledger in ledgers.items() if ledger["dropped"]}
+    assert dropped == {"fineweb-edu": {"contaminated": 1}}
+    for name, start in (("numina-math", "Problem: "), ("meta-math", "Question: ")):
+        lines = (run / f"data/{name}/heldout.jsonl").read_text().splitlines()
+        assert all(json.loads(line)["text"].startswith(start) for line in lines)
+    assert not list(run.rglob("raw")) and not (run / "evaluation-sets").exists(), "a mirror is read where it is"
+    assert shard("verify", run).code == 0
+
+    # By several processes, in another folder: the same, but for the folder's own name.
+    assert shard(*arguments, "--workers", 2, "--out", again).code == 0
+    assert content_of(again / "data") == content_of(run / "data")
+    assert "data: done already" in shard("data", run).err, "what reads the documents is no part of the result"
+
+    outcome = shard("data", run, "--set", "pretrain.lr_muon=0.01", "--fork", tmp_path / "fork")
+    assert outcome.code == 2, "data takes no --fork"
+    shard("pretrain", run, "--set", "pretrain.lr_muon=0.01", "--fork", tmp_path / "fork", "--max-time", "1s")
+    assert content_of(tmp_path / "fork" / "data") == content_of(run / "data")
+    assert json.loads((tmp_path / "fork/manifest.json").read_text())["mirror"] == str(mirror)
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """Every file and its hash."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 # The bundle.

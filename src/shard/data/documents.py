@@ -1,69 +1,44 @@
 """From sources to clean documents, held-out ones set aside before anything is trained, the tokenizer included.
 
-Order of work: read every source, drop empty documents and exact duplicates (over all sources; the first source of
-the recipe keeps a document), then split by a hash of each document's group. Sources that share groups (documentation
-and code of the same modules) share one threshold, so that a group is on the same side in all of them.
+Order of work: each unit of each source is read, cleaned and compared with the test questions by itself (units.py); then
+over all sources exact and near duplicates are dropped, the first source of the recipe keeping a document; then each is
+held out or trained on by a hash of its group. Sources that share groups (documentation and code of the same modules)
+share one threshold, so that a group is on the same side in all of them.
+
+    data/<source>/documents/00000.parquet .json   what a unit gave
+                            00000.npy             which side each document is on, or that it was dropped
+                  heldout.jsonl  documents.json   the held-out documents, the ledger
 """
 
-import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from shard.data.document import Document
-from shard.data.installed import package_versions, read_installed
-from shard.data.problems import generate_problems
-from shard.data.settings import (
-    AnySource,
-    DataSettings,
-    GeneratedSource,
-    HubSource,
-    InstalledSource,
-    TextSource,
-)
-from shard.data.text_files import read_text_files
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shard.data.exact_duplicates import find_exact_duplicates
+from shard.data.inventory import Inventory
+from shard.data.near_duplicates import find_near_duplicates
+from shard.data.settings import AnySource, DataSettings, InstalledSource
+from shard.data.units import EXAMPLE_CHARACTERS, Unit, UnitLedger, prepare_unit
+from shard.data.workers import Workers
 from shard.errors import ShardError
 from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.units import format_size
 
-TRAIN, HELDOUT, LEDGER = "train.jsonl", "heldout.jsonl", "documents.json"
-WHOLE = "all.jsonl"
-"""Both sides of a source before they are divided; gone when the ledger is there."""
-
-
-def read_source(name: str, source: AnySource) -> Iterator[Document]:
-    """Every document of a source, in a fixed order. Raises ShardError where the source cannot be read."""
-    match source:
-        case InstalledSource():
-            return read_installed(source.packages, source.content)
-        case GeneratedSource():
-            return generate_problems(source.max_bytes or 0, source.seed)
-        case TextSource():
-            return read_text_files(Path(source.path), source.text_column)
-        case HubSource():
-            return refuse_hub_source(name, source)
-
-
-def refuse_hub_source(name: str, source: HubSource) -> NoReturn:
-    """ShardError: this version reads no datasets of the hub."""
-    raise ShardError(
-        f"sources.{name}: datasets of the hub ({source.repository}) are not read in this version: "
-        "train on local text with --data PATH"
-    )
+TRAIN, HELDOUT, LEDGER, DOCUMENTS = "train", "heldout.jsonl", "documents.json", "documents"
+DROPPED, ON_TRAIN, ON_HELDOUT = 0, 1, 2
+_ROW_BITS = 32  # of the number of a document: below them its row, above them its unit
 
 
 def namespace(name: str, source: AnySource) -> str:
     """Sources of one namespace share their groups, and so their threshold."""
     return "installed" if isinstance(source, InstalledSource) else name
-
-
-def position(seed: int, group: str) -> float:
-    """Where a group lies in [0, 1): held out below the threshold of its namespace."""
-    digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 @dataclass
@@ -74,49 +49,119 @@ class Ledger:
     documents_read: int = 0
     bytes_read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    """The beginning of one document dropped by each reason."""
+    broken: list[str] = field(default_factory=list)
     documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "heldout": 0})
     bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "heldout": 0})
-    heldout_threshold: float = 0.0
-    sha256: dict[str, str] = field(default_factory=dict)
+    heldout_threshold: int = 0
+    """Of 2**64: groups below it are held out."""
+    evaluation_sets: list[str] = field(default_factory=list)
+    """What the documents were compared with, so that no test question is trained on."""
     origin: dict[str, str] = field(default_factory=dict)
+    """Versions of packages, or the repository and its revision."""
+    units: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Part:
+    """One unit that was prepared, and what is known of each of its documents."""
+
+    unit: Unit
+    ledger: UnitLedger
+    sizes: NDArray[np.uint32]
+    positions: NDArray[np.uint64]
+    sides: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, unit: Unit, ledger: UnitLedger) -> "_Part":
+        table = pq.read_table(unit.path, columns=["bytes", "position"], memory_map=True)
+        sizes, positions = (table.column(name).to_numpy() for name in ("bytes", "position"))
+        return cls(unit, ledger, sizes, positions, np.full(len(sizes), ON_TRAIN, np.uint8))
+
+    def column(self, name: str) -> NDArray[np.uint64]:
+        """A column of hashes: [documents, hashes of each]."""
+        column = pq.read_table(self.unit.path, columns=[name]).column(name).combine_chunks()
+        return column.values.to_numpy().reshape(len(self.sizes), -1)
 
 
 def collect_documents(
-    sources: Mapping[str, AnySource], settings: DataSettings, seed: int, folder: Path
+    sources: Mapping[str, AnySource],
+    settings: DataSettings,
+    seed: int,
+    folder: Path,
+    workers: Workers | None = None,
+    mirror: Path | None = None,
 ) -> dict[str, Ledger]:
-    """Write `folder/<source>/{train.jsonl,heldout.jsonl,documents.json}`; the ledgers, by source.
+    """Write what the top of this module lists; the ledgers, by source. Units that are done are not done again.
 
     A kill at any moment leaves each source with no ledger, or with the whole of what its ledger lists: the old ledgers
     go first, the new ones come last.
 
-    Memory: 16 bytes for each document and some 100 for each group. Raises ShardError for a source that cannot be
-    read, or is too small to hold anything out.
+    Memory: 13 bytes for each document, and what a batch of each worker takes. Raises ShardError for a source that
+    cannot be read, or is too small to hold anything out.
     """
     for name in sources:
-        for stale in (LEDGER, WHOLE):  # the second from a process that was killed
-            (folder / name / stale).unlink(missing_ok=True)
-    ledgers = {name: Ledger(source.license) for name, source in sources.items()}
-    seen: set[bytes] = set()
-    sizes = {name: _read_and_deduplicate(name, source, ledgers[name], seen, folder) for name, source in sources.items()}
-    thresholds: dict[str, float] = defaultdict(float)
+        (folder / name / LEDGER).unlink(missing_ok=True)
+    inventory = Inventory.take(sources, settings, seed, folder, mirror)
+    parts = _prepare(sources, inventory.units, workers or Workers())
+    ledgers = {name: _add_up(source, parts[name], inventory) for name, source in sources.items()}
     for name, source in sources.items():
-        target = min(settings.heldout_bytes, settings.heldout_share * sum(sizes[name].values()))
+        _limit(source.max_documents, source.max_bytes, parts[name], ledgers[name])
+    everything = [part for name in sources for part in parts[name]]
+    _drop_exact_duplicates(everything, ledgers, folder)
+    _drop_near_duplicates(everything, ledgers, folder, settings.near_duplicate_threshold)
+    thresholds: dict[str, int] = defaultdict(int)
+    for name, source in sources.items():
         key = namespace(name, source)
-        thresholds[key] = max(thresholds[key], _threshold(sizes[name], target, seed))
+        thresholds[key] = max(thresholds[key], _threshold(name, parts[name], settings))
     for name, source in sources.items():
-        _split(name, ledgers[name], thresholds[namespace(name, source)], seed, folder)
-        if isinstance(source, InstalledSource):
-            ledgers[name].origin = package_versions(source.packages)
+        _split(folder / name, parts[name], ledgers[name], thresholds[namespace(name, source)])
     for name in sources:  # a source that is refused leaves no ledger of another: they were split together
         write_json(folder / name / LEDGER, vars(ledgers[name]))
     return ledgers
 
 
 def read_documents(folder: Path, which: str) -> Iterator[str]:
-    """The texts of `train.jsonl` or `heldout.jsonl` of one source's folder."""
-    with (folder / which).open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)["text"]
+    """The texts to train on or held out (TRAIN, HELDOUT) of one source's folder, in order."""
+    if which == HELDOUT:
+        with (folder / HELDOUT).open(encoding="utf-8") as file:
+            yield from (json.loads(line)["text"] for line in file)
+        return
+    for path in unit_files(folder):
+        yield from read_unit(path, ON_TRAIN)
+
+
+def read_unit(path: Path, side: int) -> Iterator[str]:
+    """The texts of one unit that are on a side. ShardError where its file is damaged or incomplete."""
+    try:
+        sides = np.load(path.with_suffix(".npy"), allow_pickle=False)
+        first = 0
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(columns=["text"]):
+                texts, wanted = batch.column(0), np.flatnonzero(sides[first : first + batch.num_rows] == side)
+                yield from texts.take(wanted).to_pylist()
+                first += batch.num_rows
+    except Exception as error:  # numpy and Arrow raise many kinds for a file that is not what it should be
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ShardError(
+            f"{path} is missing or damaged ({reason}): run `shard data` again, which reads it anew"
+        ) from None
+
+
+def unit_files(folder: Path) -> list[Path]:
+    """The documents of the units that the ledger of one source's folder lists, in order."""
+    names = read_ledger(folder)["sha256"]
+    return [folder / name for name in sorted(names) if name.startswith(f"{DOCUMENTS}/") and name.endswith(".parquet")]
+
+
+def is_collected(folder: Path) -> bool:
+    """Whether all documents of one source are there, and as its ledger says."""
+    if not (folder / LEDGER).exists():
+        return False
+    hashes = read_ledger(folder)["sha256"]
+    return all((folder / name).is_file() and sha256_of(folder / name) == hashes[name] for name in hashes)
 
 
 def read_ledger(folder: Path) -> dict[str, Any]:
@@ -125,69 +170,150 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     return ledger
 
 
-def _read_and_deduplicate(
-    name: str, source: AnySource, ledger: Ledger, seen: set[bytes], folder: Path
-) -> dict[str, int]:
-    """Write `folder/<name>/all.jsonl`; the bytes of each group that was kept."""
-    sizes: dict[str, int] = defaultdict(int)
-    total = 0
-    with atomic_open(folder / name / WHOLE, "w") as file:
-        for document in read_source(name, source):
-            text = document.text
-            num_bytes = len(text.encode())
-            if source.max_bytes is not None and total + num_bytes > source.max_bytes and total > 0:
+def _prepare(
+    sources: Mapping[str, AnySource], units: Mapping[str, list[Unit]], workers: Workers
+) -> dict[str, list[_Part]]:
+    """Prepare the units; of a source with a limit no more than it takes."""
+    parts: dict[str, list[_Part]] = {name: [] for name in sources}
+    limited = [name for name, source in sources.items() if source.is_limited and len(units[name]) > 1]
+    free = [unit for name in sources if name not in limited for unit in units[name]]
+    for unit, ledger in zip(free, workers.map(prepare_unit, free), strict=True):
+        parts[unit.source_name].append(_Part.read(unit, ledger))
+    for name in limited:
+        num_documents = num_bytes = 0
+        for unit, ledger in zip(units[name], workers.map(prepare_unit, units[name]), strict=False):
+            parts[name].append(_Part.read(unit, ledger))
+            num_documents, num_bytes = num_documents + ledger.documents, num_bytes + ledger.bytes
+            source = sources[name]
+            if num_documents >= (source.max_documents or 2**63) or num_bytes >= (source.max_bytes or 2**63):
                 break
-            ledger.documents_read += 1
-            ledger.bytes_read += num_bytes
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if not text.strip():
-                ledger.dropped["empty"] += 1
-            elif digest in seen:
-                ledger.dropped["duplicate"] += 1
-            else:
-                seen.add(digest)
-                total += num_bytes
-                sizes[document.group] += num_bytes
-                file.write(json.dumps({"text": text, "group": document.group}, ensure_ascii=False) + "\n")
-    if not sizes:
+    for its_parts in parts.values():
+        kept = {part.unit.path.stem for part in its_parts}
+        for path in its_parts[0].unit.path.parent.glob("[0-9]*"):
+            if path.stem not in kept:  # done ahead by other workers, or of text that is gone
+                path.unlink()
+    return parts
+
+
+def _add_up(source: AnySource, parts: list[_Part], inventory: Inventory) -> Ledger:
+    name = parts[0].unit.source_name
+    ledger = Ledger(source.license, evaluation_sets=inventory.checked, origin=inventory.origins[name])
+    for part in parts:
+        ledger.documents_read += part.ledger.documents_read
+        ledger.bytes_read += part.ledger.bytes_read
+        ledger.dropped.update(part.ledger.dropped)
+        ledger.examples = part.ledger.examples | ledger.examples
+        ledger.broken += part.ledger.broken
+        ledger.units.append(part.unit.name)
+    if not any(part.ledger.documents for part in parts):
         raise ShardError(
             f"sources.{name}: no text was found ({ledger.documents_read} documents read): check the source"
         )
-    return sizes
+    return ledger
 
 
-def _threshold(sizes: Mapping[str, int], target: float, seed: int) -> float:
-    """The least threshold that holds out at least `target` bytes of these groups."""
-    held = 0
-    order = sorted((position(seed, group), size) for group, size in sizes.items())
-    for i, (_, size) in enumerate(order[:-1]):
-        held += size
-        if held >= target:
-            return (order[i][0] + order[i + 1][0]) / 2
-    return order[-1][0] if len(order) > 1 else 0.0
+def _limit(max_documents: int | None, max_bytes: int | None, parts: list[_Part], ledger: Ledger) -> None:
+    """Drop what lies beyond the limits of a source; at least its first document stays."""
+    num_documents = num_bytes = 0
+    for part in parts:
+        numbers = num_documents + np.arange(1, len(part.sizes) + 1)
+        totals = num_bytes + np.cumsum(part.sizes, dtype=np.int64)
+        beyond = (numbers > (max_documents or 2**62)) | (totals > (max_bytes or 2**62))
+        beyond &= numbers > 1
+        part.sides[beyond] = DROPPED
+        if count := int(beyond.sum()):
+            ledger.dropped["beyond the limit"] += count
+        num_documents, num_bytes = num_documents + len(part.sizes), num_bytes + int(part.sizes.sum(dtype=np.int64))
 
 
-def _split(name: str, ledger: Ledger, threshold: float, seed: int, folder: Path) -> None:
-    """Divide all.jsonl into train.jsonl and heldout.jsonl, and count."""
+def _numbered(parts: list[_Part], column: str) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+    """The numbers and the hashes of the documents that are kept so far, unit by unit."""
+    for i, part in enumerate(parts):
+        rows = np.flatnonzero(part.sides != DROPPED).astype(np.uint64)
+        if len(rows):
+            yield rows | np.uint64(i << _ROW_BITS), part.column(column)[rows.astype(np.int64)]
+
+
+def _drop(parts: list[_Part], ledgers: Mapping[str, Ledger], documents: Iterable[int], reason: str) -> None:
+    for document in documents:
+        part = parts[document >> _ROW_BITS]
+        row = document & (2**_ROW_BITS - 1)
+        part.sides[row] = DROPPED
+        ledger = ledgers[part.unit.source_name]
+        ledger.dropped[reason] += 1
+        if reason not in ledger.examples:
+            ledger.examples[reason] = _texts(parts, [document])[0][:EXAMPLE_CHARACTERS]
+
+
+def _drop_exact_duplicates(parts: list[_Part], ledgers: Mapping[str, Ledger], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [duplicate.document for duplicate in find_exact_duplicates(_numbered(parts, "exact"), folder)]
+    _drop(parts, ledgers, sorted(found), "duplicate")
+
+
+def _drop_near_duplicates(parts: list[_Part], ledgers: Mapping[str, Ledger], folder: Path, threshold: float) -> None:
+    looked_at = [part for part in parts if part.unit.source.near_duplicates == "drop"]
+    found = find_near_duplicates(
+        _numbered(looked_at, "bands"), lambda documents: _texts(looked_at, documents), folder, threshold=threshold
+    )
+    _drop(looked_at, ledgers, (duplicate.document for duplicate in found), "near duplicate")
+
+
+def _texts(parts: list[_Part], documents: list[int]) -> list[str]:
+    """The texts of some documents: each row group that holds any of them is read once."""
+    wanted: dict[int, list[int]] = defaultdict(list)
+    for place, document in enumerate(documents):
+        wanted[document >> _ROW_BITS].append(place)
+    texts = [""] * len(documents)
+    for number, places in wanted.items():
+        rows = [documents[place] & (2**_ROW_BITS - 1) for place in places]
+        with pq.ParquetFile(parts[number].unit.path, memory_map=True) as parquet:
+            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(groups)])
+            group_of = np.searchsorted(starts, rows, "right") - 1
+            for group in sorted(set(group_of.tolist())):
+                column = parquet.read_row_group(group, columns=["text"]).column(0)
+                for place, row, its_group in zip(places, rows, group_of, strict=True):
+                    if its_group == group:
+                        texts[place] = column[row - int(starts[group])].as_py()
+    return texts
+
+
+def _threshold(name: str, parts: list[_Part], settings: DataSettings) -> int:
+    """The least threshold that holds out as much of a source as is asked for: halfway between two of its groups."""
+    kept = [part.sides != DROPPED for part in parts]
+    positions = np.concatenate([part.positions[rows] for part, rows in zip(parts, kept, strict=True)])
+    sizes = np.concatenate([part.sizes[rows] for part, rows in zip(parts, kept, strict=True)]).astype(np.int64)
+    target = min(settings.heldout_bytes, settings.heldout_share * int(sizes.sum()))
+    groups, of_group = np.unique(positions, return_inverse=True)
+    held = np.cumsum(np.bincount(of_group, weights=sizes))
+    if len(groups) < 2:
+        return 0
+    last = min(int(np.searchsorted(held, target)), len(groups) - 2)
+    return (int(groups[last]) + int(groups[last + 1]) + 1) // 2
+
+
+def _split(folder: Path, parts: list[_Part], ledger: Ledger, threshold: int) -> None:
+    """Set the held-out documents of a source aside, and count."""
     ledger.heldout_threshold = threshold
-    whole = folder / name / WHOLE
-    with (
-        whole.open(encoding="utf-8") as lines,
-        atomic_open(folder / name / TRAIN, "w") as train,
-        atomic_open(folder / name / HELDOUT, "w") as heldout,
-    ):
-        for line in lines:
-            document = json.loads(line)
-            side, file = ("heldout", heldout) if position(seed, document["group"]) < threshold else ("train", train)
-            file.write(line)
-            ledger.documents[side] += 1
-            ledger.bytes[side] += len(document["text"].encode())
-    whole.unlink()
-    for side, num_documents in ledger.documents.items():
+    with atomic_open(folder / HELDOUT, "w") as file:
+        for part in parts:
+            held = (part.sides != DROPPED) & (part.positions < np.uint64(threshold))
+            part.sides[held] = ON_HELDOUT
+            for which, side in (("train", ON_TRAIN), ("heldout", ON_HELDOUT)):
+                ledger.documents[which] += int((part.sides == side).sum())
+                ledger.bytes[which] += int(part.sizes[part.sides == side].sum(dtype=np.int64))
+            path = part.unit.path
+            with atomic_open(path.with_suffix(".npy")) as sides:
+                np.save(sides, part.sides)
+            for text in read_unit(path, ON_HELDOUT):
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    for which, num_documents in ledger.documents.items():
         if num_documents == 0:
             total, count = sum(ledger.bytes.values()), sum(ledger.documents.values())
             raise ShardError(
-                f"sources.{name}: {count} document{'s' * (count != 1)} ({format_size(total)}): too few to hold some "
-                f"out and train on the rest, nothing is left for {side}; give it more text"
+                f"sources.{parts[0].unit.source_name}: {count} document{'s' * (count != 1)} ({format_size(total)}): "
+                f"too few to hold some out and train on the rest, nothing is left for {which}; give it more text"
             )
-    ledger.sha256 = {which: sha256_of(folder / name / which) for which in (TRAIN, HELDOUT)}
+    written = [folder / HELDOUT, *(part.unit.path.with_suffix(end) for part in parts for end in (".parquet", ".npy"))]
+    ledger.sha256 = {path.relative_to(folder).as_posix(): sha256_of(path) for path in written}

@@ -58,6 +58,38 @@ class DataSettings(Table):
     """Size of a token shard."""
     mixture_block: Annotated[int, Field(ge=1, le=2**20)] = 1000
     """Sequences in which the weights of a mix are exact, to one sequence a source."""
+    near_duplicate_threshold: Annotated[float, Field(ge=0.5, le=1)] = 0.8
+    """Of sources with near_duplicates = "drop", documents whose set of word 5-grams is so similar (Jaccard) to that of
+    an earlier one are dropped."""
+    evaluation_sets: tuple[str, ...] = ("allenai/ai2_arc",)
+    """What no document may hold questions of: dataset repositories that are known for it, .jsonl and .parquet files."""
+    on_broken_file: Literal["stop", "skip"] = "stop"
+    """A file of a dataset that cannot be read to its end: stop and name it, or keep what was read before."""
+    keep_raw: bool = False
+    """Keep downloaded files after their documents have been taken out of them."""
+
+
+class CleanSettings(Table):
+    """What a text is repaired of, and what it is dropped for (see cleaning.py). null switches a rule off."""
+
+    repair_unicode: bool = True
+    """Undo wrong decoding (mojibake) with ftfy."""
+    min_characters: Annotated[int, Field(ge=1)] = 50
+    """"short": fewer."""
+    max_control_share: Annotated[float, Field(ge=0, le=1)] | None = 0.02
+    """"control": a greater share of control characters, non-characters and U+FFFD. What is kept is without them."""
+    max_line_characters: Annotated[int, Field(ge=1)] | None = 2000
+    """A line that is longer, and whose words are more than 20 characters on average, is not text: base64, say."""
+    max_long_line_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """"long lines": a greater share of characters in such lines."""
+    max_symbol_share: Annotated[float, Field(ge=0, le=1)] | None = 0.75
+    """"symbols": a greater share of ASCII punctuation in what is not white space."""
+    max_duplicate_share: Annotated[float, Field(ge=0, le=1)] | None = 0.6
+    """"repetition": a greater share of characters in lines and sentences that the text has already."""
+    max_ngram_share: Annotated[float, Field(ge=0, le=1)] | None = 0.3
+    """"repetition": a greater share of characters in one sequence of 2, 3 or 4 words."""
+    language: Literal["en"] | None = None
+    """"language": not English, by its script and its most frequent words; for prose, not for mathematics or code."""
 
 
 class Source(Table):
@@ -66,7 +98,20 @@ class Source(Table):
     license: str = "unknown"
     """Shown in the ledger and the card."""
     max_bytes: Annotated[Size, Field(ge=1)] | None = None
-    """Read at most so much text."""
+    """Keep at most so much text, before duplicates are dropped."""
+    max_documents: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    """Keep at most so many documents, before duplicates are dropped."""
+    max_tokens: Annotated[int, Field(ge=1, le=2**60)] | None = None
+    """Write at most so many tokens."""
+    clean: CleanSettings | Literal["off"] = "off"
+    """How its text is cleaned."""
+    near_duplicates: Literal["drop", "keep"] = "keep"
+    """Whether documents that are nearly equal to an earlier one are dropped; equal ones always are."""
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether reading may end before all of it is read."""
+        return self.max_bytes is not None or self.max_documents is not None
 
 
 class InstalledSource(Source):
@@ -91,15 +136,29 @@ class TextSource(Source):
     kind: Literal["text"]
     path: str
     text_column: str = "text"
+    clean: CleanSettings | Literal["off"] = CleanSettings(min_characters=1)
+    near_duplicates: Literal["drop", "keep"] = "drop"
 
 
 class HubSource(Source):
-    """A dataset repository of the Hugging Face hub. Not read in this version: `--data PATH` trains on local text."""
+    """A dataset repository of the Hugging Face hub, or of a mirror of it (--mirror). Of the repositories that are known
+    (see data/adapters.py), files and columns need not be said.
+    """
 
     kind: Literal["hub"]
-    repository: str
-    files: str
-    columns: Annotated[list[str], Field(min_length=1)]
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", max_length=200)]
+    revision: str | None = None
+    """A branch, a tag or a commit; none: the main branch. The commit that it names is pinned at the first look."""
+    files: tuple[str, ...] | str | None = None
+    """Patterns of the files to read: * and ? stay within a folder, ** does not."""
+    columns: tuple[str, ...] | None = None
+    """Columns that make a document, an empty line between them."""
+    template: str | None = None
+    """Instead of columns: a text with {column} in it."""
+    rows: Literal["multiple_choice"] | None = None
+    """Instead of columns: question, lettered choices and answer, as in ARC."""
+    clean: CleanSettings | Literal["off"] = CleanSettings()
+    near_duplicates: Literal["drop", "keep"] = "drop"
 
 
 AnySource = Annotated[InstalledSource | GeneratedSource | TextSource | HubSource, Field(discriminator="kind")]

@@ -78,48 +78,69 @@ class BulkEncoder:
         )
 
 
+class ShardWriter:
+    """Writes a stream of tokens as `folder/train-00000.bin`... and, last, the ledger `folder/tokens.json`."""
+
+    def __init__(self, folder: Path, dtype: str, shard_bytes: int) -> None:
+        self._folder, self._dtype = folder, np.dtype(dtype)
+        self._capacity = shard_bytes // self._dtype.itemsize
+        self._pending: list[NDArray[Any]] = []
+        self._num_pending = 0
+        self.shards: list[dict[str, Any]] = []
+        for stale in (folder / LEDGER, *folder.glob("train-*.bin")):
+            stale.unlink(missing_ok=True)
+
+    def add(self, tokens: NDArray[Any]) -> None:
+        """Append tokens of any integer type that hold ids of the vocabulary."""
+        self._pending.append(tokens.astype(self._dtype, copy=False))  # of one of the types of Tokens
+        self._num_pending += len(tokens)
+        while self._num_pending >= self._capacity:
+            whole = np.concatenate(self._pending)
+            self._flush(whole[: self._capacity])
+            self._pending, self._num_pending = [whole[self._capacity :]], len(whole) - self._capacity
+
+    def finish(self, documents: int, num_bytes: int) -> dict[str, Any]:
+        """Write the last shard and the ledger, which is returned."""
+        if self._num_pending:
+            self._flush(np.concatenate(self._pending))
+        ledger = {
+            "dtype": self._dtype.str,
+            "documents": documents,
+            "bytes": num_bytes,
+            "tokens": sum(shard["tokens"] for shard in self.shards),
+            "shards": self.shards,
+        }
+        ledger["bytes_per_token"] = round(num_bytes / ledger["tokens"], 4) if ledger["tokens"] else 0.0
+        write_json(self._folder / LEDGER, ledger)
+        return ledger
+
+    def _flush(self, tokens: NDArray[Any]) -> None:
+        path = self._folder / f"train-{len(self.shards):05d}.bin"
+        with atomic_open(path) as file:
+            file.write(tokens.tobytes())
+        self.shards.append({"file": path.name, "tokens": len(tokens), "sha256": sha256_of(path)})
+
+
 def write_shards(
     texts: Iterable[str], encoder: BulkEncoder, vocab_size: int, separator_id: int, shard_bytes: int, folder: Path
 ) -> dict[str, Any]:
-    """Write `folder/train-00000.bin`... and `folder/tokens.json`, which is returned: the ledger comes last."""
-    dtype = np.dtype(token_dtype(vocab_size))
-    capacity = shard_bytes // dtype.itemsize
-    shards: list[dict[str, Any]] = []
+    """The shards of some texts, in this process; the ledger. What tokens.py does over many, and its plain twin."""
+    writer = ShardWriter(folder, token_dtype(vocab_size), shard_bytes)
     num_documents = num_bytes = 0
-    for stale in (folder / LEDGER, *folder.glob("train-*.bin")):
-        stale.unlink(missing_ok=True)
+    for tokens, documents, size in encode_stream(texts, encoder, separator_id):
+        writer.add(tokens)
+        num_documents, num_bytes = num_documents + documents, num_bytes + size
+    return writer.finish(num_documents, num_bytes)
 
-    def flush(tokens: NDArray[np.uint32]) -> None:
-        path = folder / f"train-{len(shards):05d}.bin"
-        with atomic_open(path) as file:
-            file.write(tokens.astype(dtype).tobytes())
-        shards.append({"file": path.name, "tokens": len(tokens), "sha256": sha256_of(path)})
 
-    pending: list[NDArray[np.uint32]] = []
-    num_pending = 0
+def encode_stream(
+    texts: Iterable[str], encoder: BulkEncoder, separator_id: int
+) -> Iterator[tuple[NDArray[np.uint32], int, int]]:
+    """The tokens of some documents, each followed by the separator, how many those are, and their bytes of text."""
     separator = np.array([separator_id], dtype=np.uint32)
     for batch in _batches(texts):
-        for text, ids in zip(batch, encoder.encode(batch), strict=True):
-            pending += [ids, separator]
-            num_pending += len(ids) + 1
-            num_documents += 1
-            num_bytes += len(text.encode())
-        while num_pending >= capacity:
-            whole = np.concatenate(pending)
-            flush(whole[:capacity])
-            pending, num_pending = [whole[capacity:]], len(whole) - capacity
-    if num_pending:
-        flush(np.concatenate(pending))
-    ledger = {
-        "dtype": dtype.str,
-        "documents": num_documents,
-        "bytes": num_bytes,
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "shards": shards,
-    }
-    ledger["bytes_per_token"] = round(num_bytes / ledger["tokens"], 4) if ledger["tokens"] else 0.0
-    write_json(folder / LEDGER, ledger)
-    return ledger
+        pieces = [piece for ids in encoder.encode(batch) for piece in (ids, separator)]
+        yield np.concatenate(pieces), len(batch), sum(len(text.encode()) for text in batch)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

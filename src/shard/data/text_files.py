@@ -70,20 +70,29 @@ def read_text_files(path: Path, text_column: str = "text") -> Iterator[Document]
     """
     files = find_text_files(path)
     for file in files:
-        # A name that is not UTF-8 comes with surrogates, and a group has to be encodable.
-        name = _replace_surrogates(file.name if file == path else file.relative_to(path).as_posix())
-        try:
-            match file.suffix.lower():
-                case ".jsonl":
-                    yield from _read_jsonl(file, name, text_column)
-                case ".parquet":
-                    yield from _read_parquet(file, name, text_column)
-                case _:
-                    yield from _read_prose(file, name, is_lone=len(files) == 1)
-        except UnicodeDecodeError:
-            _fail_not_utf8(file)
-        except OSError as error:
-            _fail_unreadable(file, error)
+        yield from read_text_file(file, name_of(file, path), text_column, is_lone=len(files) == 1)
+
+
+def name_of(file: Path, path: Path) -> str:
+    """What a file is called within the file or folder `path`."""
+    # A name that is not UTF-8 comes with surrogates, and a group has to be encodable.
+    return _replace_surrogates(file.name if file == path else file.relative_to(path).as_posix())
+
+
+def read_text_file(file: Path, name: str, text_column: str, is_lone: bool) -> Iterator[Document]:
+    """The documents of one file, which is called `name`; `is_lone` where it is the whole corpus."""
+    try:
+        match file.suffix.lower():
+            case ".jsonl":
+                yield from _read_jsonl(file, name, text_column)
+            case ".parquet":
+                yield from _read_parquet(file, name, text_column)
+            case _:
+                yield from _read_prose(file, name, is_lone)
+    except UnicodeDecodeError:
+        _fail_not_utf8(file)
+    except OSError as error:
+        _fail_unreadable(file, error)
 
 
 def cut_text(stream: TextIO, limit: int) -> Iterator[str]:

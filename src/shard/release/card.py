@@ -208,8 +208,27 @@ def _data(run: Run) -> str:
     ]
     return (
         "## Data\n\n" + _table(columns, rows) + "\nHeld-out documents were set aside before anything was trained, the "
-        "tokenizer included; exact duplicates were dropped first.\n"
+        "tokenizer included.\n\n" + _dropped(run)
     )
+
+
+def _dropped(run: Run) -> str:
+    """What was left out of the sources, and which test questions they were compared with."""
+    ledgers = {name: _read(run.data / name / documents.LEDGER) for name in run.recipe.sources}
+    lines = []
+    for name, ledger in ledgers.items():
+        if ledger and ledger["dropped"]:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(ledger["dropped"].items()))
+            lines.append(f"- Dropped from {name}, of {ledger['documents_read']:,} documents read: {counts}.\n")
+    checked = sorted({name for ledger in ledgers.values() if ledger for name in ledger["evaluation_sets"]})
+    if checked:
+        lines.append(
+            "- Documents that share 13 words in a row with a test question (or the whole of a shorter one, with its "
+            f"choices) were dropped; compared with {', '.join(checked)}.\n"
+        )
+    else:
+        lines.append("- The documents were not compared with any test questions.\n")
+    return "".join(lines)
 
 
 def _evaluation(run: Run) -> str:

@@ -1,0 +1,148 @@
+"""Documents to token shards, with cleaning, deduplication and decontamination, against `tokenizers` encoding alone.
+
+    python benchmarks/data.py --mirror MIRROR            the text of a mirror of the seven repositories, five pairs
+    python benchmarks/data.py --mirror MIRROR --scale    1, 2, 4 and 8 times as much text: is the cost linear?
+
+Each pair runs both on the same text and the same processors, in turns: `shard data` from parquet to shards, with a
+tokenizer that is there already, and `tokenizers.Tokenizer.encode_batch` on texts that are in memory already. Prints the
+ratio of their times, pair by pair. To scale, the text is repeated with other words: else it would be duplicates.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shard.console import Reporter
+from shard.data.documents import TRAIN, collect_documents, read_documents
+from shard.data.tokens import tokenize_sources
+from shard.data.workers import Workers
+from shard.recipe import Recipe
+from shard.run import Run
+from shard.stages import tokenizer as tokenizer_stage
+from shard.tokenizer import load_tokenizer
+
+VOCABULARY, SEPARATOR = 8192, 0
+
+
+def shard_seconds(recipe: Recipe, mirror: Path, tokenizer: Path, folder: Path, workers: int) -> tuple[float, int]:
+    """Seconds from the files of the mirror to shards, and the bytes of text that were read."""
+    begun = time.perf_counter()
+    pool = Workers(count=workers)
+    ledgers = collect_documents(recipe.sources, recipe.data, recipe.seed, folder / "data", pool, mirror)
+    folders = {name: folder / "data" / name for name in recipe.sources}
+    tokenize_sources(folders, tokenizer, VOCABULARY, SEPARATOR, recipe.data.shard_bytes, dict.fromkeys(folders), pool)
+    return time.perf_counter() - begun, sum(ledger.bytes_read for ledger in ledgers.values())
+
+
+def encode_seconds(texts: list[str], tokenizer: Path) -> float:
+    """Seconds of encode_batch on texts in memory, a thousand at a time, on all processors."""
+    encoder = load_tokenizer(tokenizer)
+    begun = time.perf_counter()
+    for start in range(0, len(texts), 1000):
+        encoder.encode_batch(texts[start : start + 1000], add_special_tokens=False)
+    return time.perf_counter() - begun
+
+
+def multiply(mirror: Path, factor: int, folder: Path) -> Path:
+    """A mirror with so many times the text of the parquet files, each copy in words of its own."""
+    target = folder / f"mirror-{factor}"
+    shutil.copytree(mirror, target)
+    for path in target.glob("datasets/*/*/**/train-*.parquet"):
+        if "ai2_arc" in path.parts:
+            continue
+        table = pq.read_table(path)
+        columns = [name for name in ("text", "problem", "solution") if name in table.column_names]
+        for copy in range(1, factor):
+            changed = table
+            for name in columns:
+                texts = [_in_other_words(text, copy) for text in table.column(name).to_pylist()]
+                place = changed.column_names.index(name)
+                changed = changed.set_column(place, name, pa.array(texts, pa.string()))
+            pq.write_table(changed, path.with_name(f"{path.stem}-copy-{copy}.parquet"), compression="zstd")
+    return target
+
+
+def _in_other_words(text: str | None, copy: int) -> str | None:
+    """Every fourth word with an ending: no 5-gram is the same."""
+    if text is None:
+        return None
+    words = text.split(" ")
+    return " ".join(word + "xyzqkvw"[copy % 7] if i % 4 == 0 else word for i, word in enumerate(words))
+
+
+def pairs(
+    recipe: Recipe, mirror: Path, tokenizer: Path, texts: list[str], arguments: Any, scratch: Path
+) -> Iterator[Any]:
+    """Both, in turns of order."""
+    for i in range(arguments.pairs):
+        times = {}
+        for which in ("shard", "tokenizers") if i % 2 else ("tokenizers", "shard"):
+            if which == "shard":
+                with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                    times[which], num_bytes = shard_seconds(recipe, mirror, tokenizer, Path(folder), arguments.workers)
+                times["shard_bytes"] = num_bytes
+            else:
+                times[which] = encode_seconds(texts, tokenizer)
+        print(f"shard {times['shard']:.1f} s, tokenizers {times['tokenizers']:.1f} s", file=sys.stderr)
+        yield times
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mirror", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--scale", action="store_true")
+    arguments = parser.parse_args()
+    recipe = Recipe.load("shard-40m-v1", ["data.heldout_bytes=100kB", "tokenizer.sample_bytes=20MB"])
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+        run = Run.open(Path(scratch) / "run", recipe)
+        run.read_with(arguments.mirror, arguments.workers, None)
+        tokenizer_stage(run, Reporter(quiet=True))
+        if arguments.scale:
+            results = []
+            for factor in (1, 2, 4, 8):
+                mirror = multiply(arguments.mirror, factor, Path(scratch))
+                folder = Path(scratch) / f"out-{factor}"
+                seconds, num_bytes = shard_seconds(recipe, mirror, run.tokenizer_path, folder, arguments.workers)
+                peak = max(
+                    resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+                )
+                results.append({"factor": factor, "bytes": num_bytes, "seconds": round(seconds, 1)})
+                results[-1] |= {"megabytes_per_second": round(num_bytes / seconds / 1e6, 2), "peak_memory_kib": peak}
+                print(json.dumps(results[-1]), file=sys.stderr)
+                shutil.rmtree(mirror)
+                shutil.rmtree(folder)
+            print(json.dumps(results, indent=2))
+            return
+        texts = [text for name in recipe.sources for text in read_documents(run.data / name, TRAIN)]
+        size = sum(len(text.encode()) for text in texts)
+        measured = list(pairs(recipe, arguments.mirror, run.tokenizer_path, texts, arguments, Path(scratch)))
+        run.close()
+    # Of the same text each: what is dropped was read and judged, too.
+    ratios = sorted((pair["tokenizers"] / size) / (pair["shard"] / pair["shard_bytes"]) for pair in measured)
+    result = {
+        "megabytes_per_second": {
+            "shard": [round(pair["shard_bytes"] / pair["shard"] / 1e6, 2) for pair in measured],
+            "tokenizers": [round(size / pair["tokenizers"] / 1e6, 2) for pair in measured],
+        },
+        "ratio": {"median": statistics.median(ratios), "all": ratios},
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

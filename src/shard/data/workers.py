@@ -1,0 +1,116 @@
+"""The same function over many pieces of work: here, in processes of this machine, or on a Ray cluster.
+
+What a piece gives does not depend on where it ran, and results come in the order of the pieces. A worker that is lost
+(killed for its memory, say) has its pieces done again.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from shard.errors import ShardError
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+MOST_WORKERS = 8
+"""Of "auto": more processes than that rather wait for the disk than for a processor."""
+LOST_WORKERS = 3
+"""Times that a pool may lose a worker before the stage stops."""
+_AHEAD = 2  # pieces a worker that are given out before the first result is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where work is done: `count` processes (1: this one), or a Ray cluster at `ray_address`."""
+
+    count: int = 1
+    ray_address: str | None = None
+
+    @classmethod
+    def auto(cls) -> "Workers":
+        """A process for each processor, within reason."""
+        return cls(count=min(MOST_WORKERS, os.cpu_count() or 1))
+
+    def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+        """function(piece) of every piece, in order, so many at the same time. `function` is one of a module, and
+        pieces and results can be pickled. What it raises is raised here; a reader that stops early ends the work.
+        """
+        pieces = list(pieces)
+        if self.ray_address is not None:
+            return _map_on_ray(function, pieces, self.ray_address)
+        if self.count <= 1 or len(pieces) <= 1:
+            return map(function, pieces)
+        return _map_in_processes(function, pieces, min(self.count, len(pieces)))
+
+
+def _map_in_processes(function: Callable[[Piece], Result], pieces: list[Piece], count: int) -> Iterator[Result]:
+    num_done = num_lost = 0
+    while num_done < len(pieces):
+        # Spawned, not forked: threads of this process (of torch, of Arrow) would not survive a fork.
+        pool = ProcessPoolExecutor(count, get_context("spawn"), _end_with_parent, (os.getpid(),))
+        try:
+            rest = iter(pieces[num_done:])
+            waiting: deque[Future[Result]] = deque(
+                pool.submit(function, piece) for piece in islice(rest, count * _AHEAD)
+            )
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, piece) for piece in islice(rest, 1))
+                num_done += 1
+                yield result
+        except BrokenProcessPool:
+            num_lost += 1
+            if num_lost > LOST_WORKERS:
+                raise ShardError(
+                    f"a worker process was lost {num_lost} times, the last one at {pieces[num_done]}: memory may be "
+                    "short (--workers 1), or see what the system's log says"
+                ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a worker: when the process that started it is killed, the worker must not go on writing in the run folder.
+    Ctrl-C is for the parent, which ends its workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _map_on_ray(function: Callable[[Piece], Result], pieces: list[Piece], address: str) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError:
+        raise ShardError("--ray needs Ray: pip install 'shard-lm[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(address=None if address == "local" else address, log_to_driver=False)
+    # A piece is written under a temporary name and renamed, so that doing it again after a loss is safe.
+    engine: Any = ray
+    remote = engine.remote(max_retries=LOST_WORKERS)(function)
+    at_once = max(1, int(engine.cluster_resources().get("CPU", 1))) * _AHEAD
+    rest = iter(pieces)
+    waiting = deque(remote.remote(piece) for piece in islice(rest, at_once))
+    while waiting:
+        result = engine.get(waiting.popleft())
+        waiting.extend(remote.remote(piece) for piece in islice(rest, 1))
+        yield result
