@@ -258,7 +258,6 @@ def test_any_number_of_workers_gives_the_same_bytes(tokenizer: Path, tmp_path: P
     assert ledger["dropped"] == {
         "broken row: null": 4,
         "short": 4,
-        "unreadable": 0,
         "beyond the limit": 4,
         "duplicate": 1,
         "near duplicate": 1,

@@ -139,6 +139,8 @@ def read_unit(path: Path, side: int) -> Iterator[str]:
         sides = np.load(path.with_suffix(".npy"), allow_pickle=False)
         first = 0
         with pq.ParquetFile(path) as parquet:
+            if len(sides) != parquet.metadata.num_rows:
+                raise ValueError(f"{path.with_suffix('.npy').name} is of {len(sides)} documents")
             for batch in parquet.iter_batches(columns=["text"]):
                 texts, wanted = batch.column(0), np.flatnonzero(sides[first : first + batch.num_rows] == side)
                 yield from texts.take(wanted).to_pylist()
@@ -152,8 +154,8 @@ def read_unit(path: Path, side: int) -> Iterator[str]:
 
 def unit_files(folder: Path) -> list[Path]:
     """The documents of the units that the ledger of one source's folder lists, in order."""
-    names = read_ledger(folder)["sha256"]
-    return [folder / name for name in sorted(names) if name.startswith(f"{DOCUMENTS}/") and name.endswith(".parquet")]
+    names = [name for name in read_ledger(folder)["sha256"] if name.endswith(".parquet")]
+    return [folder / name for name in sorted(names, key=lambda name: int(Path(name).stem))]
 
 
 def is_collected(folder: Path) -> bool:

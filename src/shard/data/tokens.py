@@ -121,6 +121,8 @@ def _join(
         for start in range(0, len(tokens), 2**22):
             writer.add(tokens[start : start + 2**22])
         num_documents, num_bytes, num_tokens = num_documents + documents, num_bytes + size, num_tokens + len(tokens)
+        if not num_tokens and documents < ledger["documents"]:
+            raise ShardError(f"{folder}: max_tokens = {max_tokens} is less than the first document has: raise it")
         if documents < ledger["documents"]:
             break
     return writer.finish(num_documents, num_bytes)

@@ -238,8 +238,9 @@ def _read_remote(unit: Unit, source: HubSource, ledger: UnitLedger) -> Iterator[
         if unit.settings.on_broken_file == "stop":
             raise
         ledger.broken.append(str(error).replace(str(raw), unit.name))  # the same wherever the file lies
-        ledger.dropped["unreadable"] += error.rows_lost or 0
-        ledger.documents_read += error.rows_lost or 0
+        if error.rows_lost:
+            ledger.dropped["unreadable"] += error.rows_lost
+            ledger.documents_read += error.rows_lost
     ledger.broken += [example.replace(str(raw), unit.name) for example in rows.examples]
     for reason, count in rows.reasons.items():
         ledger.dropped[f"broken row: {reason}"] += count
