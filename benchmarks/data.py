@@ -25,7 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shard.console import Reporter
+from shard.data.adapters import pattern_of
 from shard.data.documents import TRAIN, collect_documents, read_documents
+from shard.data.hub import list_files
+from shard.data.settings import HubSource
 from shard.data.tokens import tokenize_sources
 from shard.data.workers import Workers
 from shard.recipe import Recipe
@@ -55,12 +58,18 @@ def encode_seconds(texts: list[str], tokenizer: Path) -> float:
     return time.perf_counter() - begun
 
 
-def multiply(mirror: Path, factor: int, folder: Path) -> Path:
+def multiply(recipe: Recipe, mirror: Path, factor: int, folder: Path) -> Path:
     """A mirror with so many times the text of the parquet files, each copy in words of its own."""
     target = folder / f"mirror-{factor}"
     shutil.copytree(mirror, target)
-    for path in target.glob("datasets/*/*/**/train-*.parquet"):
-        if "ai2_arc" in path.parts:
+    hub = [source for source in recipe.sources.values() if isinstance(source, HubSource)]
+    files = [
+        target / "datasets" / source.repository / file.path
+        for source in hub
+        for file in list_files(source.repository, None, pattern_of(source), target).files
+    ]
+    for path in files:
+        if path.suffix != ".parquet" or "ai2_arc" in path.parts:
             continue
         table = pq.read_table(path)
         columns = [name for name in ("text", "problem", "solution") if name in table.column_names]
@@ -106,6 +115,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4, 8])
     arguments = parser.parse_args()
     recipe = Recipe.load("shard-40m-v1", ["data.heldout_bytes=100kB", "tokenizer.sample_bytes=20MB"])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
@@ -114,8 +124,8 @@ def main() -> None:
         tokenizer_stage(run, Reporter(quiet=True))
         if arguments.scale:
             results = []
-            for factor in (1, 2, 4, 8):
-                mirror = multiply(arguments.mirror, factor, Path(scratch))
+            for factor in arguments.factors:
+                mirror = multiply(recipe, arguments.mirror, factor, Path(scratch))
                 folder = Path(scratch) / f"out-{factor}"
                 seconds, num_bytes = shard_seconds(recipe, mirror, run.tokenizer_path, folder, arguments.workers)
                 peak = max(
