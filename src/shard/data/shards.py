@@ -5,6 +5,7 @@ documents. uint16 while the vocabulary fits, else uint32.
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
@@ -224,9 +225,8 @@ class TokenStream:
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Tokens start..stop-1, over shard borders."""
+        first, last = bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)
         parts = [
-            shard[max(0, start - first) : stop - first]
-            for shard, first in zip(self.shards, self.starts, strict=True)
-            if first < stop and start < first + len(shard)
+            self.shards[i][max(0, start - self.starts[i]) : stop - self.starts[i]] for i in range(max(0, first), last)
         ]
         return np.concatenate(parts).astype(np.int64)
