@@ -4,7 +4,7 @@ README.md   the card                      models/model.pt      bf16 weights: key
 recipe.toml the resolved recipe           models/pretrain.pt   what the anneal branched from: model, optimizer,
 code/       config, model, tokenizer,                          step, tokens, cfg, all in bf16
             muon: as they are in Shard    models/tokenizer.json
-SHA256SUMS
+SHA256SUMS                                hf/                  the model for transformers, in bf16
 """
 
 import os
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 import shard
+from shard.config import Config
 from shard.errors import ShardError
 from shard.files import sha256_of, sync_folder
 from shard.release.card import write_card
+from shard.release.hugging_face import export_hugging_face, obstacle
 from shard.run import Run
 from shard.training.checkpoint import (
     Checkpoint,
@@ -68,6 +70,9 @@ def write_bundle(run: Run) -> dict[str, Any]:
         temporary / "models" / "pretrain.pt",
     )
     shutil.copyfile(run.tokenizer_path, temporary / "models" / "tokenizer.json")
+    # What was trained is released, even where a format of other tools cannot hold it.
+    if not (reason := obstacle(Config(**cfg))):
+        export_hugging_face(final.model, Config(**cfg), run.tokenizer_path, temporary / "hf", "bf16")
     for name in PUBLISHED:
         shutil.copyfile(Path(shard.__file__).parent / name, temporary / "code" / name)
     shutil.copyfile(run.folder / "recipe.toml", temporary / "recipe.toml")
@@ -87,4 +92,4 @@ def write_bundle(run: Run) -> dict[str, Any]:
     temporary.rename(bundle)
     sync_folder(run.folder)
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    return {"bundle": str(bundle), "bytes": num_bytes}
+    return {"bundle": str(bundle), "bytes": num_bytes, "left_out": [reason] if reason else []}

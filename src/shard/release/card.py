@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.data import documents, shards
+from shard.release.hugging_face import obstacle
 from shard.run import Run
 from shard.training.cost import count_parameters, flops_per_token
 from shard.training.metrics import read_jsonl
@@ -33,6 +34,12 @@ with torch.no_grad():
         nxt = logits[:, -1].argmax(-1, keepdim=True)
         ids = torch.cat([ids, nxt], 1)
 print(tok.decode(ids[0].tolist()))
+"""
+
+TRANSFORMERS = """\
+from transformers import pipeline
+generate = pipeline('text-generation', model='hf')
+print(generate('The capital of France is', max_new_tokens=40)[0]['generated_text'])
 """
 
 
@@ -64,8 +71,8 @@ def write_card(run: Run, folder: Path) -> None:
         _samples(run),
         _files(folder),
         "## How to load it\n\nWith torch and tokenizers alone, in this folder:\n\n"
-        f"```python\n{LOADING}```\n\n"
-        f'With Shard: `shard generate . "The capital of France is"`. To train on from where the pretraining ended:\n'
+        f"```python\n{LOADING}```\n\n{_transformers(run)}"
+        'With Shard: `shard generate . "The capital of France is"`. To train on from where the pretraining ended:\n'
         "`shard import . --out runs/imported`, then `shard anneal runs/imported`.\n",
         _what_it_proves(run),
         _limits(run),
@@ -76,6 +83,12 @@ def write_card(run: Run, folder: Path) -> None:
         "  note   = {Trained with Shard}\n}\n```\n",
     ]
     (folder / "README.md").write_text("\n".join(section for section in sections if section), encoding="utf-8")
+
+
+def _transformers(run: Run) -> str:
+    if reason := obstacle(run.recipe.config):
+        return f"There is {reason}.\n\n"
+    return f"With transformers, version 5.23 or newer, and no code of ours:\n\n```python\n{TRANSFORMERS}```\n\n"
 
 
 def _front_matter(run: Run) -> str:
@@ -106,7 +119,11 @@ def _training(run: Run) -> str:
         settings, entry = getattr(run.recipe, stage), run.manifest["stages"].get(stage, {})
         lines = read_jsonl(run.folder / stage / "metrics.jsonl")
         if entry.get("status") == "imported":
-            notes.append(f"The pretraining was imported from another bundle at step {entry['result']['step']}.")
+            notes.append(
+                "The weights were imported from a Hugging Face export; what trained them is not recorded here."
+                if entry["result"].get("optimizer") == "fresh"
+                else f"The pretraining was imported from another bundle at step {entry['result']['step']}."
+            )
         if not lines:
             continue
         last = lines[-1]
@@ -301,12 +318,15 @@ def _files(folder: Path) -> str:
         "models/model.pt": "the weights in bf16: keys model, cfg",
         "models/pretrain.pt": "what the anneal branched from, in bf16: model, optimizer, step, tokens, cfg",
         "models/tokenizer.json": "the tokenizer, in the format of `tokenizers`",
+        "hf/": "the same weights, in bf16, for transformers: VaultGemmaForCausalLM, no remote code",
         "code/": "config.py, model.py, tokenizer.py, muon.py: need only torch and tokenizers",
         "recipe.toml": "every setting of the run",
         "SHA256SUMS": "check with `sha256sum -c SHA256SUMS`",
     }
     rows = []
     for name, meaning in what.items():
+        if name == "hf/" and not (folder / name).is_dir():
+            continue
         path = folder / name
         rows.append([f"`{name}`", format_size(path.stat().st_size) if path.is_file() else "", meaning])
     return "## Files\n\n" + _table(["file", "size", "what it is"], rows)
