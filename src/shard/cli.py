@@ -268,9 +268,9 @@ def import_(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a release bundle.")],
-    to: Annotated[str, typer.Option("--to", help="hf: a folder that transformers loads.")],
+    to: Annotated[str, typer.Option("--to", help="hf: a folder that transformers loads; gguf: a file for llama.cpp.")],
     out: Annotated[Path, typer.Option("--out", help="The new folder to write.")],
-    dtype: Annotated[str | None, typer.Option(help="bf16 (the default) or fp32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 (the default); hf: fp32; gguf: q8_0, f32.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write the model in the format of other tools."""

@@ -12,7 +12,7 @@ from shard.config import Config
 from shard.errors import ShardError, UsageError
 from shard.files import copy_file, sync_folder, temporary_path
 from shard.inference.load import load_model
-from shard.release import hugging_face
+from shard.release import gguf, hugging_face
 from shard.run import RECIPE
 
 Exporter = Callable[[dict[str, Tensor], Config, Path, Path, str], dict[str, Any]]
@@ -20,6 +20,7 @@ Exporter = Callable[[dict[str, Tensor], Config, Path, Path, str], dict[str, Any]
 
 FORMATS: dict[str, tuple[Exporter, tuple[str, ...]]] = {
     "hf": (hugging_face.export_hugging_face, tuple(hugging_face.DTYPES)),
+    "gguf": (gguf.export_folder, gguf.DTYPES),
 }
 """Format -> its exporter, and the dtypes that it has, the first of which is the default."""
 
