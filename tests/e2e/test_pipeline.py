@@ -365,6 +365,7 @@ def test_the_bundle_holds_its_files_and_their_sums(bundle: Path) -> None:
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     expected = {"README.md", "recipe.toml", "models/model.pt", "models/pretrain.pt", "models/tokenizer.json"}
     expected |= {f"code/{name}" for name in PUBLISHED_FILES}
+    expected |= {f"gguf/quickstart-{dtype}.gguf" for dtype in ("bf16", "f32", "q8_0")}
     assert files == {*expected, "SHA256SUMS"}
     sums = dict(reversed(line.split("  ", 1)) for line in (bundle / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in expected}
