@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPE, Exported, make_model, other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from tiny_release import SHAPE, Exported, make_model, other
 from torch import Tensor
 
 from shard.config import Config
@@ -176,7 +176,7 @@ HARD = [
     "<|endoftext|>",
     "a<|endoftext|><|endoftext|> b",
     "<|endoftext",
-    "1234567890 3.14 ２０２４ ½",
+    "1234567890 3.14 \uff12\uff10\uff12\uff14 ½",
     "don't I'LL we've 'S",
     "\n\n\r\n\t\tindented\n",
     "über naïve Ä",
