@@ -93,6 +93,8 @@ def test_llama_cpp_prints_what_shard_generate_prints(shard: Shard, finished_run:
     parameters.model.path = str(finished_run / "release" / "gguf" / "quickstart-f32.gguf")
     parameters.verbosity, parameters.warmup, parameters.ui, parameters.n_gpu_layers = -1, False, False, 0
     parameters.cpuparams.n_threads = 1
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(parameters)
     body = json.dumps({"prompt": "a b", "max_tokens": 40, "temperature": 0}).encode()
     headers = {"Content-Type": "application/json"}
