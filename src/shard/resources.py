@@ -50,7 +50,8 @@ def disk_needed(run: Run, stage: str) -> float:
             # One is written before an old one goes.
             return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - there)
         case "release":
-            return 2 * count_parameters(recipe.config).total + checkpoint_bytes(recipe.config) / 2
+            # In bf16: the weights, those of hf/, and a checkpoint.
+            return 4 * count_parameters(recipe.config).total + checkpoint_bytes(recipe.config) / 2
         case _:
             return 0
 
