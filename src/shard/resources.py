@@ -56,7 +56,8 @@ def disk_needed(run: Run, stage: str) -> float:
             count = count_parameters(recipe.config)
             # The table stands twice in a file of the architecture llama.
             gguf = sum(GGUF_BYTES[dtype] for dtype in recipe.release.gguf) * (count.total + count.embedding)
-            return 2 * count.total + checkpoint_bytes(recipe.config) / 2 + gguf
+            # In bf16: the weights, those of hf/, and a checkpoint.
+            return 4 * count.total + checkpoint_bytes(recipe.config) / 2 + gguf
         case _:
             return 0
 

@@ -131,6 +131,7 @@ def set_(**values: Any) -> Change:
         (set_(layer_types=["full_attention"] * 3 + ["sliding_attention"]), "ends with a global one"),
         (set_(layer_types=["chunked_attention"] * 4), "layer_types is"),
         (set_(layer_types=[["x"]]), "layer_types is"),
+        (set_(layer_types=["full_attention"] * 2000, num_hidden_layers=2000), "2000 entries, more than any model"),
         (set_(num_hidden_layers=5), "num_hidden_layers is 5"),
         (set_(sliding_window=None), "sliding_window must be a whole number"),
         (set_(hidden_size="48"), "hidden_size must be a whole number"),

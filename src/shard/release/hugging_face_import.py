@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shard.config import Config
+from shard.config import LARGEST, Config
 from shard.errors import ShardError, UsageError
 from shard.inference.load import build_model, empty_model, is_empty_template, read_tokenizer
 from shard.recipe import Recipe
@@ -118,11 +118,13 @@ def _pattern(path: Path, layer_types: Any, num_layers: Any) -> str:
     if not isinstance(layer_types, list) or not layer_types or not all(str(kind) in letters for kind in layer_types):
         raise ShardError(f"{path}: layer_types is {layer_types!r:.100}, and not of {', '.join(letters)}")
     _expect(path, "num_hidden_layers", num_layers, len(layer_types))
+    if len(layer_types) > LARGEST["num_layers"]:
+        raise ShardError(f"{path}: layer_types has {len(layer_types)} entries, more than any model has layers")
     kinds = "".join(letters[str(kind)] for kind in layer_types)
     if kinds[-1] != "G":
         raise ShardError(f"{path}: the last layer is a local one, and a Shard model ends with a global one")
-    length = next(n for n in range(1, len(kinds) + 1) if (kinds[:n] * len(kinds))[: len(kinds) - 1] == kinds[:-1])
-    return kinds[:length]
+    free = kinds[:-1]  # the last layer is global whatever the pattern says
+    return next(kinds[:n] for n in range(1, len(kinds) + 1) if (kinds[:n] * len(kinds)).startswith(free))
 
 
 def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
