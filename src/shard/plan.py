@@ -66,7 +66,7 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
         **priced,
         "disk_bytes": {
             "checkpoints": kept * checkpoint_bytes(config),
-            "release": 2 * count.total + checkpoint_bytes(config) // 2,
+            "release": 4 * count.total + checkpoint_bytes(config) // 2,
         },
         "device": device_name(device),
     }

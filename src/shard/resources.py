@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LEAST_BYTES_PER_TOKEN = 2.0
 """Text in a token, at least, for any vocabulary worth training on."""
 
+GGUF_BYTES = {"bf16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
+"""A weight in a GGUF file."""
+
 
 def check_disk(run: Run, stage: str) -> None:
     """ShardError where the disk of the run has less room than the stage may take."""
@@ -88,7 +91,11 @@ def disk_needed(run: Run, stage: str) -> float:
             # One is written before an old one goes.
             return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - there)
         case "release":
-            return 2 * count_parameters(recipe.config).total + checkpoint_bytes(recipe.config) / 2
+            count = count_parameters(recipe.config)
+            # The table stands twice in a file of the architecture llama.
+            gguf = sum(GGUF_BYTES[dtype] for dtype in recipe.release.gguf) * (count.total + count.embedding)
+            # In bf16: the weights, those of hf/, and a checkpoint.
+            return 4 * count.total + checkpoint_bytes(recipe.config) / 2 + gguf
         case _:
             return 0
 

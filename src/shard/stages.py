@@ -234,6 +234,8 @@ def release(run: Run, reporter: Reporter) -> Result:
     check_disk(run, "release")
     with run.stage("release"):
         result = write_bundle(run)
+    for reason in result["left_out"]:
+        reporter.warn(f"release: {reason}")
     reporter.line(f"release: {result['bundle']} ({format_size(result['bytes'])})")
     return result
 
