@@ -122,7 +122,8 @@ class Run:
             raise
 
     def close(self) -> None:
-        """Let other processes work in the folder."""
+        """End the workers, and let other processes work in the folder."""
+        self.workers.close()
         if self._lock is not None:
             self._lock.release()
 

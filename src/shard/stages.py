@@ -106,6 +106,7 @@ def data(run: Run, reporter: Reporter) -> Result:
             run.workers,
         )
         reporter.end_progress()
+    run.workers.close()
     reporter.table(
         "Tokens to train on",
         ["source", "documents", "text", "tokens", "bytes per token"],

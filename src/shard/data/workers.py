@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shard.errors import ShardError
 
@@ -49,10 +49,19 @@ class Workers:
         """
         pieces = list(pieces)
         if self.ray_address is not None:
-            return _map_on_ray(function, pieces, self.ray_address)
+            from shard.data.ray_workers import map_on_ray
+
+            return map_on_ray(function, pieces, self.ray_address, self.count)
         if self.count <= 1 or len(pieces) <= 1:
             return map(function, pieces)
         return _map_in_processes(function, pieces, min(self.count, len(pieces)))
+
+    def close(self) -> None:
+        """End the cluster, if one was started."""
+        if self.ray_address is not None:
+            from shard.data.ray_workers import disconnect
+
+            disconnect()
 
 
 def _map_in_processes(function: Callable[[Piece], Result], pieces: list[Piece], count: int) -> Iterator[Result]:
@@ -95,22 +104,3 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _map_on_ray(function: Callable[[Piece], Result], pieces: list[Piece], address: str) -> Iterator[Result]:
-    try:
-        import ray
-    except ImportError:
-        raise ShardError("--ray needs Ray: pip install 'shard-lm[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(address=None if address == "local" else address, log_to_driver=False)
-    # A piece is written under a temporary name and renamed, so that doing it again after a loss is safe.
-    engine: Any = ray
-    remote = engine.remote(max_retries=LOST_WORKERS)(function)
-    at_once = max(1, int(engine.cluster_resources().get("CPU", 1))) * _AHEAD
-    rest = iter(pieces)
-    waiting = deque(remote.remote(piece) for piece in islice(rest, at_once))
-    while waiting:
-        result = engine.get(waiting.popleft())
-        waiting.extend(remote.remote(piece) for piece in islice(rest, 1))
-        yield result
