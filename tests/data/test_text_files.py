@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from shard.data import text_files
 from shard.data.document import Document
+from shard.data.row_format import RowFormat
 from shard.data.text_files import cut_text, find_text_files, read_text_files
 from shard.errors import ShardError
 
@@ -32,12 +33,12 @@ def write_parquet(path: Path, **columns: object) -> Path:
 
 
 def read(path: Path, text_column: str = "text") -> list[tuple[str, str]]:
-    return [(document.group, document.text) for document in read_text_files(path, text_column)]
+    return [(document.group, document.text) for document in read_text_files(path, RowFormat(columns=[text_column]))]
 
 
 def message(path: Path, text_column: str = "text") -> str:
     with pytest.raises(ShardError) as caught:
-        list(read_text_files(path, text_column))
+        list(read_text_files(path, RowFormat(columns=[text_column])))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -1,6 +1,7 @@
 """What there is to read: the units of each source, the revision of each repository, and the test questions."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,10 @@ class Inventory:
                         source.repository, source.revision, pattern_of(source), folder / name / LISTING, mirror
                     )
                     inventory.origins[name] = {"repository": source.repository, "revision": listing.revision}
+                    files = in_turns(listing.files) if source.is_limited else listing.files
                     inventory.units[name] = [
                         Unit(**common, number=i, name=file.path, remote=file, revision=listing.revision)
-                        for i, file in enumerate(listing.files)
+                        for i, file in enumerate(files)
                     ]
                 case TextSource():
                     inventory.units[name] = _text_units(source, common)
@@ -71,6 +73,19 @@ class Inventory:
                     versions = fingerprint(inventory.origins[name])
                     inventory.units[name] = [Unit(**common, number=0, name=name, revision=versions)]
         return inventory
+
+
+def in_turns(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """One file of each folder, then the second of each, ...: what is read of a source with a limit holds some of all
+    its parts, not the whole of the first.
+    """
+    number_in_folder: Counter[str] = Counter()
+    keys = {}
+    for file in files:
+        folder = file.path.rpartition("/")[0]
+        keys[file] = (number_in_folder[folder], file.path)
+        number_in_folder[folder] += 1
+    return sorted(keys, key=lambda file: keys[file])
 
 
 def _text_units(source: TextSource, common: dict[str, Any]) -> list[Unit]:
