@@ -250,7 +250,7 @@ def test_what_a_piece_raises_is_raised_as_it_is_after_the_results_before_it(work
 def test_a_piece_that_kills_every_worker_ends_the_work(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_workers, "LOST_WORKERS", 1)
     with pytest.raises(ShardError, match=r"^--ray .*: a worker was lost 2 times at 0 .*--workers 1") as caught:
-        list(workers.map(die, range(2)))
+        list(workers.map(die, [0]))
     assert "\n" not in str(caught.value)
 
 
@@ -290,27 +290,20 @@ web = 1
 """
 
 
-def test_the_command_says_and_does_the_same_and_ctrl_c_stops_it(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_command_says_and_does_the_same(cluster: Cluster, tmp_path: Path) -> None:
     """In a folder that the cluster was not started in."""
     hub_source(tmp_path / "mirror", {f"{i}.parquet": prose(f"file {i}", 40) for i in range(6)})
     (tmp_path / "ray.toml").write_text(RECIPE)
 
     def start(run: str, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "shard", "data", "ray.toml", "--mirror", "mirror", "--out", run, *arguments]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
 
-    here = start("here", "--workers", "1").communicate()
-    stopped = start("ray", "--ray", cluster.address)
-    wait_until(lambda: stopped.poll() is not None or any((tmp_path / "ray/data/web/documents").glob("*.parquet")))
-    os.killpg(stopped.pid, signal.SIGINT)
-    _, said = stopped.communicate()
-    assert stopped.returncode == 130, said
-    assert set(said.splitlines()) <= {"data: reading web", "shard: interrupted; the same command goes on"}
-    assert not (tmp_path / "ray/data/web/tokens.json").exists()
-    assert start("ray", "--ray", cluster.address).communicate() == here
-    assert content_of(tmp_path / "ray/data") == content_of(tmp_path / "here/data")
+    here, there = start("here", "--workers", "1"), start("there", "--ray", cluster.address)
+    assert there.communicate() == here.communicate()
+    assert there.returncode == here.returncode == 0
+    contents = [content_of(tmp_path / run / "data") for run in ("here", "there")]
+    assert contents[0] == contents[1] and "web/tokens.json" in contents[0]
     assert cluster.owner.poll() is None
 
 
