@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from shard.data.units import prepare_unit
 from shard.data.workers import Workers
 from shard.errors import ShardError
 from shard.files import temporary_path
+from shard.signals import InterruptedRunError, stop_on_sigterm
 from shard.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -245,6 +247,23 @@ def test_what_a_piece_raises_is_raised_as_it_is_after_the_results_before_it(work
     with pytest.raises(BrokenFile, match=r"^a\.parquet is broken after row 10, 20 of 30 rows") as caught:
         next(results)
     assert type(caught.value) is BrokenFile and caught.value.rows_lost == 20
+
+
+def test_a_signal_ends_the_work(workers: Workers, tmp_path: Path) -> None:
+    paths = [str(tmp_path / str(i)) for i in range(100)]
+    results = workers.map(leave_a_mark, paths)
+    next(results)
+    with stop_on_sigterm(), pytest.raises(InterruptedRunError, match=r"^interrupted; "):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        list(results)
+    wait_until(lambda: nothing_changes_in(tmp_path))
+    assert len(list(tmp_path.iterdir())) < 100
+
+
+def nothing_changes_in(folder: Path) -> bool:
+    before = len(list(folder.iterdir()))
+    time.sleep(0.5)
+    return len(list(folder.iterdir())) == before
 
 
 def test_a_piece_that_kills_every_worker_ends_the_work(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

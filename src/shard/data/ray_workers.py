@@ -56,7 +56,7 @@ def map_on_ray(
     try:
         while waiting:
             piece, reference = waiting.popleft()
-            result = ray.get(reference)
+            result = reference.future().result()  # ray.get mistakes a signal's exception for an error of its own
             waiting.extend((piece, remote.remote(function, piece, here)) for piece in islice(rest, 1))
             yield result
     except GeneratorExit:
