@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-crash test-crash-full bench-overhead bench-determinism check install clean
+.PHONY: quickstart test test-crash test-crash-full test-serve bench-overhead bench-determinism check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -18,6 +18,11 @@ test-crash: install
 # A quarter of an hour: the same with the reference model.
 test-crash-full: install
 	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
+
+# A minute: transformers' own server on an export, asked through the OpenAI client.
+test-serve: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m pytest tests/release/test_serve.py -m slow
 
 # What safety and repeatability cost; ten minutes each, on a machine that does nothing else.
 bench-overhead: install

@@ -11,10 +11,9 @@ share one threshold, so that a group is on the same side in all of them.
 """
 
 import json
-import math
 import shutil
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shard.data.exact_duplicates import find_exact_duplicates
-from shard.data.inventory import Inventory
+from shard.data.inventory import Inventory, count_needed
 from shard.data.near_duplicates import find_near_duplicates
 from shard.data.settings import AnySource, DataSettings, InstalledSource
 from shard.data.units import EXAMPLE_CHARACTERS, RAW, Unit, UnitLedger, prepare_unit
@@ -35,8 +34,6 @@ from shard.units import format_size
 
 TRAIN, HELDOUT, LEDGER, DOCUMENTS = "train", "heldout.jsonl", "documents.json", "documents"
 DROPPED, ON_TRAIN, ON_HELDOUT = 0, 1, 2
-LIKELY_DOCUMENT_BYTES = 2000
-"""Text of a document, about, where a source is limited by their number."""
 _CACHED_GROUPS = 32  # row groups whose texts are kept while near duplicates are compared
 _ROW_BITS = 32  # of the number of a document: below them its row, above them its unit
 
@@ -98,11 +95,14 @@ def collect_documents(
     folder: Path,
     workers: Workers | None = None,
     mirror: Path | None = None,
+    *,
+    before: Callable[[Inventory], object] = lambda inventory: None,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Ledger]:
     """Write what the top of this module lists; the ledgers, by source. Units that are done are not done again.
 
     A kill at any moment leaves each source with no ledger, or with the whole of what its ledger lists: the old ledgers
-    go first, the new ones come last.
+    go first, the new ones come last. `before` is called with what there is to read, `progress` with where it stands.
 
     Memory: 13 bytes for each document, and what a batch of each worker takes. Raises ShardError for a source that
     cannot be read, or is too small to hold anything out.
@@ -110,11 +110,13 @@ def collect_documents(
     for name in sources:
         (folder / name / LEDGER).unlink(missing_ok=True)
     inventory = Inventory.take(sources, settings, seed, folder, mirror)
-    parts = _prepare(sources, inventory.units, workers or Workers())
+    before(inventory)
+    parts = _prepare(sources, inventory.units, workers or Workers(), progress)
     ledgers = {name: _add_up(source, parts[name], inventory) for name, source in sources.items()}
     for name, source in sources.items():
         _limit(source.max_documents, source.most_bytes, parts[name], ledgers[name])
     everything = [part for name in sources for part in parts[name]]
+    progress(f"looking for duplicates among {sum(len(part.sizes) for part in everything):,} documents")
     _drop_exact_duplicates(everything, ledgers, folder)
     _drop_near_duplicates(everything, ledgers, folder, settings.near_duplicate_threshold)
     thresholds: dict[str, int] = defaultdict(int)
@@ -178,16 +180,29 @@ def read_ledger(folder: Path) -> dict[str, Any]:
 
 
 def _prepare(
-    sources: Mapping[str, AnySource], units: Mapping[str, list[Unit]], workers: Workers
+    sources: Mapping[str, AnySource],
+    units: Mapping[str, list[Unit]],
+    workers: Workers,
+    progress: Callable[[str], object],
 ) -> dict[str, list[_Part]]:
     """Prepare the units; of a source with a limit no more than it takes."""
+    num_read = num_bytes = 0
+
+    def read(unit: Unit, ledger: UnitLedger) -> _Part:
+        nonlocal num_read, num_bytes
+        num_read, num_bytes = num_read + 1, num_bytes + ledger.bytes_read
+        progress(
+            f"{num_read:,} files read, {format_size(num_bytes)} of text; the last was {unit.source_name}/{unit.name}"
+        )
+        return _Part.read(unit, ledger)
+
     parts: dict[str, list[_Part]] = {name: [] for name in sources}
     limited = [name for name, source in sources.items() if source.is_limited and len(units[name]) > 1]
     free = [unit for name in sources if name not in limited for unit in units[name]]
     for unit, ledger in zip(free, workers.map(prepare_unit, free), strict=True):
-        parts[unit.source_name].append(_Part.read(unit, ledger))
+        parts[unit.source_name].append(read(unit, ledger))
     for name in limited:
-        parts[name] = _prepare_enough(sources[name], units[name], workers)
+        parts[name] = _prepare_enough(sources[name], units[name], workers, read)
     for its_parts in parts.values():
         folder, kept = its_parts[0].unit.path.parent, {part.unit.path.stem for part in its_parts}
         for path in folder.iterdir():
@@ -198,23 +213,19 @@ def _prepare(
     return parts
 
 
-def _prepare_enough(source: AnySource, units: list[Unit], workers: Workers) -> list[_Part]:
+def _prepare_enough(
+    source: AnySource, units: list[Unit], workers: Workers, read: Callable[[Unit, UnitLedger], _Part]
+) -> list[_Part]:
     """The first units, until a limit of their source is reached: no more are begun than are likely to be needed, since
     each may be a download of gigabytes.
     """
     parts: list[_Part] = []
     num_documents = num_bytes = 0
     while len(parts) < len(units) and not source.has_enough(num_documents, num_bytes):
-        more_documents = (source.max_documents or math.inf) - num_documents
-        wanted = min((source.most_bytes or math.inf) - num_bytes, more_documents * LIKELY_DOCUMENT_BYTES)
-        begun: list[Unit] = []
-        for unit in units[len(parts) :]:
-            begun.append(unit)
-            wanted -= unit.likely_bytes
-            if wanted <= 0:
-                break
+        rest = units[len(parts) :]
+        begun = rest[: count_needed(source, (unit.likely_bytes for unit in rest), num_documents, num_bytes)]
         for unit, ledger in zip(begun, workers.map(prepare_unit, begun), strict=False):
-            parts.append(_Part.read(unit, ledger))
+            parts.append(read(unit, ledger))
             num_documents, num_bytes = num_documents + ledger.documents, num_bytes + ledger.bytes
             if source.has_enough(num_documents, num_bytes):
                 break

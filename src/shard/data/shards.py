@@ -4,7 +4,9 @@ A source's stream is its documents in order, each followed by the separator, so 
 documents. uint16 while the vocabulary fits, else uint32.
 """
 
+import mmap
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
@@ -195,6 +197,17 @@ def read_token_ledger(folder: Path) -> dict[str, Any]:
     return ledger
 
 
+def _map(path: Path, dtype: np.dtype[Any]) -> Tokens:
+    """A file of tokens in memory as far as it is read, here and there: what the system reads ahead of a random place is
+    of no use, and of a corpus larger than memory it is most of what is read.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype=dtype)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48
 
@@ -217,16 +230,15 @@ class TokenStream:
             expected = shard["tokens"] * dtype.itemsize
             if not path.is_file() or path.stat().st_size != expected:
                 raise ShardError(f"{path} is missing or is not {expected} bytes long: {REMEDY}")
-            shards.append(np.memmap(path, dtype=dtype, mode="r"))
+            shards.append(_map(path, dtype))
             starts.append(total)
             total += shard["tokens"]
         return cls(tuple(shards), tuple(starts), total)
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Tokens start..stop-1, over shard borders."""
+        first, last = bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)
         parts = [
-            shard[max(0, start - first) : stop - first]
-            for shard, first in zip(self.shards, self.starts, strict=True)
-            if first < stop and start < first + len(shard)
+            self.shards[i][max(0, start - self.starts[i]) : stop - self.starts[i]] for i in range(max(0, first), last)
         ]
         return np.concatenate(parts).astype(np.int64)
