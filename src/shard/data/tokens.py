@@ -39,6 +39,9 @@ class TokenUnit:
     separator_id: int
     dtype: str
 
+    def __str__(self) -> str:
+        return self.documents
+
     @property
     def path(self) -> Path:
         """The tokens."""
