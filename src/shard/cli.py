@@ -297,6 +297,22 @@ def status(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder, or several to lay over one another.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default report.html in the first run.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write a page with the curves of one or more runs, as far as they are."""
+    from shard.report.page import write_report
+
+    path = write_report(runs, out)
+    if json_:
+        return _print({"report": str(path)}, True)
+    print(path)
+    return None
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, a data folder, or a release bundle.")],
     json_: JsonOption = False,
