@@ -171,19 +171,19 @@ def _all_marks(run: RunHistory) -> list[dict[str, Any]]:
         has_started = False
         for event in stage.events:
             kind, step = event["event"], event["step"]
-            text, key = "", (name, kind, step)
+            text, key = "", (name, kind, step, "")
             if kind == "start":
                 kind, text, has_started = "restart" if has_started else "", f"{name} went on", True
             elif kind == "skipped":
                 reason = str(event.get("reason"))
-                kind = "overflow" if reason == "overflow" else kind
+                kind = reason if reason == "overflow" else kind
                 text = f"{reason}: loss {_shown(event.get('loss'))}, gradient norm {_shown(event.get('grad_norm'))}"
-                key = (*key, event.get("batch"))
+                key = (name, kind, step, str(event.get("batch")))
             elif kind == "rollback":
                 passed = event.get("passed_over")
                 count = len(passed) if isinstance(passed, list) else 0
                 text = f"back to step {event.get('checkpoint')} of {name}, past {count} batches"
-                key = (*key, str(passed))
+                key = (name, kind, step, str(passed))
             elif kind == "out_of_memory":
                 text = f"micro-batches of {event.get('micro_batch')} from here on"
             elif kind == "environment":
