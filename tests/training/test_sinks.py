@@ -1,4 +1,4 @@
-"""Copies of the metrics: TensorBoard's and W&B's own files read back, and sinks that fail, hang or are not installed."""
+"""Copies of the metrics: TensorBoard's and W&B's own files read back, and sinks that fail or hang."""
 
 import json
 import os

@@ -66,7 +66,7 @@ def _run_content(run: RunHistory, label: str) -> dict[str, Any]:
         "figures": _figures(run),
         "stages": [_stage_content(stage) for stage in run.stages.values()],
         "marks": _marks(run),
-        "sentinel": _sentinel(run),
+        "sentinel": sentinel_maps(run),
         "samples": _samples(run),
         "data": _data(run),
         "evaluation": run.evaluation,
@@ -210,7 +210,8 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
 # The sentinel: rows are matrices, columns are looks. Of several looks in one column the worst counts.
 
 
-def _sentinel(run: RunHistory) -> dict[str, Any] | None:
+def sentinel_maps(run: RunHistory, most: int = MOST_LOOKS) -> dict[str, Any] | None:
+    """{"steps": [[first, last], ...] of each column, "maps": {what: {"rows": names, measure: [row][column]}}}."""
     looks: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
     for stage in run.stages.values():
         for event in stage.events:
@@ -220,7 +221,7 @@ def _sentinel(run: RunHistory) -> dict[str, Any] | None:
         return None
     steps = sorted(looks)
     names = list(dict.fromkeys(key for look in looks.values() for key in look))
-    starts = np.arange(0, len(steps), -(-len(steps) // MOST_LOOKS))
+    starts = np.arange(0, len(steps), -(-len(steps) // most))
     maps: dict[str, Any] = {}
     for what in dict.fromkeys(what for what, _ in names):
         rows = [name for of, name in names if of == what]
