@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-crash test-crash-full bench-overhead bench-determinism check install clean
+.PHONY: quickstart test test-browser test-crash test-crash-full bench-overhead bench-determinism check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# The report page in headless Chromium, which has to be there; SHARD_SCREENSHOTS=FOLDER keeps the pictures.
+test-browser: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest tests/report -m slow -s
 
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
 test-crash: install
@@ -39,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shard needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,track]'
 	@touch $@
 
 clean:

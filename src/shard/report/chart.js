@@ -207,7 +207,7 @@ class Chart {
       labels.append(shape("text", { x: inner.left - 6, y: y(value) + 4, "text-anchor": "end" }, this.format(value, true)));
     }
     const axis = AXES[view.axis];
-    const across = axis.ticks(range[0], range[1], Math.max(2, Math.floor(width / 110)));
+    const across = axis.ticks(range[0], range[1], Math.max(2, Math.floor(width / 85)));
     for (const place of across) {
       grid.append(shape("path", { d: `M${x(place)},${inner.bottom}v4` }));
       const end = x(place) > inner.right - 20;
