@@ -260,7 +260,8 @@ class Chart {
     const smooth = this.canSmooth && view.smooth ? Chart.smoothed(points) : points;
     if (smooth !== points) add("path", { class: "line raw", d: path(points) });
     add("path", { class: `line${line.dashed ? " dashed" : ""}`, d: path(smooth) });
-    if (known.length * 12 < this.width) {
+    const reach = known.length > 1 ? x(known.at(-1)[0]) - x(known[0][0]) : Infinity;
+    if (reach > 12 * known.length) {
       for (const point of known) add("circle", { class: "dot", cx: x(point[0]), cy: y(point[1]), r: known.length === 1 ? 4 : 2.5 });
     }
   }
