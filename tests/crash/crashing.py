@@ -20,7 +20,7 @@ PATIENCE = 300.0
 POLL = 0.002
 
 # What a clock or the memory of the machine decides. That these files are there is compared, their bytes are not.
-MEASURED = {".lock", "manifest.json", "benchmark.json", "events.jsonl", "README.md", "SHA256SUMS"}
+MEASURED = {".lock", "manifest.json", "benchmark.json", "events.jsonl", "README.md", "SHA256SUMS", "report.html"}
 MEASURED_KEYS = {"timing", "seconds", "environment"}
 
 
