@@ -73,8 +73,15 @@ class MemoryPeak:
     def _watch(self) -> None:
         while not self._stop.wait(0.05):
             children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-            sizes = [_anonymous_memory(pid) for pid in ["self", *children]]
+            sizes = [_anonymous_memory(pid) for pid in ["self", *filter(_has_begun, children)]]
             self.parent, self.worker = max(self.parent, sizes[0]), max(self.worker, *sizes[1:], 0)
+
+
+def _has_begun(pid: str) -> bool:
+    """Whether a child is a program of its own: until then it shows the memory of its parent."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != Path("/proc/self/cmdline").read_bytes()
+    return False
 
 
 def _anonymous_memory(pid: str) -> int:

@@ -35,7 +35,7 @@ from shard.units import format_size
 TRAIN, HELDOUT, LEDGER, DOCUMENTS = "train", "heldout.jsonl", "documents.json", "documents"
 DROPPED, ON_TRAIN, ON_HELDOUT = 0, 1, 2
 _HASHED_AT_ONCE = 2**14  # documents whose hashes are read together
-_CACHED_GROUPS = 32  # row groups whose texts are kept while near duplicates are compared
+_CACHED_BYTES = 2**25  # of the row groups whose texts are kept while near duplicates are compared
 _ROW_BITS = 32  # of the number of a document: below them its row, above them its unit
 
 
@@ -306,6 +306,7 @@ class _Texts:
         self._parts = parts
         self._opened: dict[int, tuple[Any, NDArray[np.int64]]] = {}
         self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._num_bytes = 0
 
     def get(self, documents: list[int]) -> list[str]:
         """In the order of the numbers."""
@@ -331,8 +332,9 @@ class _Texts:
             path, metadata = self._parts[number].unit.path, self._open(number)[0]
             with pq.ParquetFile(path, metadata=metadata, memory_map=True) as parquet:
                 self._groups[key] = parquet.read_row_group(group, columns=["text"], use_threads=False).column(0)
-            if len(self._groups) > _CACHED_GROUPS:
-                self._groups.popitem(last=False)
+            self._num_bytes += self._groups[key].nbytes
+            while self._num_bytes > _CACHED_BYTES and len(self._groups) > 1:
+                self._num_bytes -= self._groups.popitem(last=False)[1].nbytes
         self._groups.move_to_end(key)
         return self._groups[key]
 
