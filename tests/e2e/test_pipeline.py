@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import shard as package
-from shard.release.card import LOADING
+from shard.release.card.loading import LOADING
 from shard.run import STAGES
 
 Shard = Callable[..., Any]
@@ -442,7 +442,7 @@ def test_the_loading_lines_of_the_card_are_the_published_ones(bundle: Path) -> N
 
 def test_the_card_has_its_sections_and_quotes_what_was_measured(bundle: Path, finished_run: Path) -> None:
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlicense: ")
+    assert card.startswith("---\nlanguage:")
     sections = re.findall(r"^## (.+)$", card, flags=re.MULTILINE)
     assert sections == [
         *("Architecture", "Training", "Data", "Evaluation", "Benchmark", "Sampled outputs", "Files", "How to load it"),

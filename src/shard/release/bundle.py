@@ -6,10 +6,13 @@ code/       config, model, tokenizer,                          step, tokens, cfg
             muon: as they are in Shard    models/tokenizer.json
 gguf/       the model for llama.cpp,      hf/                  the model for transformers, in bf16
             in bf16, q8_0 and f32         SHA256SUMS
+pictures/   the curves of the card
 """
 
 import os
 import shutil
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ import shard
 from shard.config import Config
 from shard.errors import ShardError
 from shard.files import sha256_of, sync_folder
-from shard.release.card import write_card
+from shard.release.card.markdown import PICTURES
+from shard.release.card.write import write_card
 from shard.release.gguf import export_gguf
 from shard.release.hugging_face import export_hugging_face, obstacle
 from shard.run import Run
@@ -58,6 +62,12 @@ def _export_gguf(run: Run, weights: dict[str, Tensor], config: Config, folder: P
         export_gguf(weights, config, run.tokenizer_path, path, dtype, name, release.license)
 
 
+def _draw_pictures(run: Run, folder: Path) -> None:
+    """The curves of the card, where the package that draws them is there."""
+    if find_spec("shard.report") is not None:
+        import_module("shard.report.pictures").write_pictures(run.folder, folder)
+
+
 def write_bundle(run: Run) -> dict[str, Any]:
     """Write `release/` of a run: into a temporary folder first, which then takes its place."""
     final = load_checkpoint(newest_checkpoint(run.folder))
@@ -90,6 +100,7 @@ def write_bundle(run: Run) -> dict[str, Any]:
     for name in PUBLISHED:
         shutil.copyfile(Path(shard.__file__).parent / name, temporary / "code" / name)
     shutil.copyfile(run.folder / "recipe.toml", temporary / "recipe.toml")
+    _draw_pictures(run, temporary / PICTURES)
     write_card(run, temporary)
     sums = [
         f"{sha256_of(path)}  {path.relative_to(temporary).as_posix()}\n"
