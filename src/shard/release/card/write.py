@@ -1,7 +1,7 @@
 """README.md of a release, put together: metadata, title, what is not finished, sections.
 
-manifest.json, metrics.jsonl, events.jsonl, evaluation.json, benchmark.json, the ledgers and the recipe give the numbers;
-a part that the run did not measure is said to be missing, never filled in.
+The numbers come from manifest.json, metrics.jsonl, events.jsonl, evaluation.json, benchmark.json, the ledgers and the
+recipe; a part that the run did not measure is said to be missing, never filled in.
 """
 
 from pathlib import Path
