@@ -66,7 +66,9 @@ def files_section(facts: Facts) -> str:
         if name == "hf/" and facts.repository:
             shown, path = "`config.json`, `tokenizer.json` and others beside it", folder / "hf" / "model.safetensors"
             shown = f"`model.safetensors`, {shown}"
-        rows.append([shown, format_size(path.stat().st_size) if path.is_file() else "", meaning])
+        # SHA256SUMS is written after the card, whose own sum stands in it.
+        has_size = path.is_file() and name != "SHA256SUMS"
+        rows.append([shown, format_size(path.stat().st_size) if has_size else "", meaning])
     return "## Files\n\n" + table(["file", "size", "what it is"], rows)
 
 
