@@ -2,40 +2,56 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-crash test-crash-full test-serve bench-overhead bench-determinism check install clean
+.PHONY: quickstart test check install install-dev clean \
+	test-browser test-crash test-crash-full test-serve \
+	bench-overhead bench-determinism bench-data bench-loader
 
 quickstart: install
 	$(BIN)/shard run quickstart
 
-test: install
+test: install-dev
 	$(BIN)/python -m pytest -m "not slow"
 
+# Style and types.
+check: install-dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+# The report page in headless Chromium, which has to be there; SHARD_SCREENSHOTS=FOLDER keeps the pictures.
+test-browser: install-dev
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest tests/report -m slow -s
+
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
-test-crash: install
+test-crash: install-dev
 	$(BIN)/python -m pytest tests/crash -m slow --ignore=tests/crash/test_full.py -s
 
 # A quarter of an hour: the same with the reference model.
-test-crash-full: install
+test-crash-full: install-dev
 	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
 
 # A minute: transformers' own server on an export, asked through the OpenAI client.
-test-serve: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
+test-serve: install-dev
+	$(PIP) --editable '.[serve]'
 	$(BIN)/python -m pytest tests/release/test_serve.py -m slow
 
-# What safety and repeatability cost; ten minutes each, on a machine that does nothing else.
+# What safety and repeatability cost, what documents and batches take; ten minutes each, on a machine that does nothing
+# else. bench-data reads a copy of the datasets: make bench-data MIRROR=FOLDER
 bench-overhead: install
 	$(BIN)/python benchmarks/overhead.py
 
 bench-determinism: install
 	$(BIN)/python benchmarks/determinism.py
 
-# Style and types.
-check: install
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/mypy
+bench-data: install
+	$(BIN)/python benchmarks/data.py --mirror $(MIRROR)
+	$(BIN)/python benchmarks/data.py --mirror $(MIRROR) --scale
+
+bench-loader: install
+	$(BIN)/python benchmarks/loader.py
 
 install: $(VENV)/.installed
 
@@ -43,8 +59,14 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shard needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable '.[gguf]'
+	@touch $@
+
+install-dev: $(VENV)/.dev
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 clean:

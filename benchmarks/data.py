@@ -5,19 +5,23 @@
 
 Each pair runs both on the same text and the same processors, in turns: `shard data` from parquet to shards, with a
 tokenizer that is there already, and `tokenizers.Tokenizer.encode_batch` on texts that are in memory already. Prints the
-ratio of their times, pair by pair. To scale, the text is repeated with other words: else it would be duplicates.
+ratio of their times, pair by pair. To scale, the text is repeated with other words: else it would be duplicates. Memory
+is what the parent and each worker hold at most, mapped files not counted.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +46,55 @@ VOCABULARY, SEPARATOR = 8192, 0
 def shard_seconds(recipe: Recipe, mirror: Path, tokenizer: Path, folder: Path, workers: int) -> tuple[float, int]:
     """Seconds from the files of the mirror to shards, and the bytes of text that were read."""
     begun = time.perf_counter()
-    pool = Workers(count=workers)
-    ledgers = collect_documents(recipe.sources, recipe.data, recipe.seed, folder / "data", pool, mirror)
-    folders = {name: folder / "data" / name for name in recipe.sources}
-    tokenize_sources(folders, tokenizer, VOCABULARY, SEPARATOR, recipe.data.shard_bytes, dict.fromkeys(folders), pool)
+    with contextlib.closing(Workers(count=workers)) as pool:
+        ledgers = collect_documents(recipe.sources, recipe.data, recipe.seed, folder / "data", pool, mirror)
+        folders = {name: folder / "data" / name for name in recipe.sources}
+        limits: dict[str, int | None] = dict.fromkeys(folders)
+        tokenize_sources(folders, tokenizer, VOCABULARY, SEPARATOR, recipe.data.shard_bytes, limits, pool)
     return time.perf_counter() - begun, sum(ledger.bytes_read for ledger in ledgers.values())
+
+
+class MemoryPeak:
+    """The most memory that this process and each child hold, without mapped files, looked at 20 times a second."""
+
+    def __init__(self) -> None:
+        self.parent = self.worker = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "MemoryPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            sizes = [_anonymous_memory(pid) for pid in ["self", *children]]
+            self.parent, self.worker = max(self.parent, sizes[0]), max(self.worker, *sizes[1:], 0)
+
+
+def _anonymous_memory(pid: str) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def scaled(recipe: Recipe, mirror: Path, tokenizer: Path, folder: Path, workers: int) -> dict[str, Any]:
+    """What one size of text takes."""
+    with MemoryPeak() as peak:
+        seconds, num_bytes = shard_seconds(recipe, mirror, tokenizer, folder, workers)
+    return {
+        "bytes": num_bytes,
+        "seconds": round(seconds, 1),
+        "megabytes_per_second": round(num_bytes / seconds / 1e6, 2),
+        "peak_megabytes": {"parent": round(peak.parent / 1e6), "a worker": round(peak.worker / 1e6)},
+    }
 
 
 def encode_seconds(texts: list[str], tokenizer: Path) -> float:
@@ -127,12 +175,10 @@ def main() -> None:
             for factor in arguments.factors:
                 mirror = multiply(recipe, arguments.mirror, factor, Path(scratch))
                 folder = Path(scratch) / f"out-{factor}"
-                seconds, num_bytes = shard_seconds(recipe, mirror, run.tokenizer_path, folder, arguments.workers)
-                peak = max(
-                    resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-                )
-                results.append({"factor": factor, "bytes": num_bytes, "seconds": round(seconds, 1)})
-                results[-1] |= {"megabytes_per_second": round(num_bytes / seconds / 1e6, 2), "peak_memory_kib": peak}
+                # In a process of its own: this one holds what it made the text from.
+                with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                    task = fresh.submit(scaled, recipe, mirror, run.tokenizer_path, folder, arguments.workers)
+                    results.append({"factor": factor} | task.result())
                 print(json.dumps(results[-1]), file=sys.stderr)
                 shutil.rmtree(mirror)
                 shutil.rmtree(folder)

@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"config", "model", "tokenizer", "muon"},
     {"units", "files", "errors", "console", "environment", "settings", "provenance", "lock", "signals"},
-    {"data", "training", "inference", "evaluation"},
+    {"data", "training", "inference", "evaluation", "report"},
     {"recipe"},
     {"run"},
     {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "data_report"},
@@ -33,6 +33,7 @@ ALLOWED = {
     "training": {"training", "data", "evaluation", "inference"},
     "inference": {"inference", "training"},
     "evaluation": {"evaluation", "data", "inference", "training"},
+    "report": {"report", "training"},
 }
 """Within the third layer: which of its packages each may import."""
 

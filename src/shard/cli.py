@@ -53,6 +53,9 @@ MirrorOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read and tokenise; default one a processor.")
 ]
+TrackOption = Annotated[
+    list[str] | None, typer.Option("--track", help="Copy the metrics to tensorboard or wandb (offline) too.")
+]
 RayOption = Annotated[str | None, typer.Option("--ray", help='Do that on a Ray cluster at this address; "local".')]
 
 
@@ -90,13 +93,16 @@ def run(
     workers: WorkersOption = None,
     ray: RayOption = None,
     max_time: MaxTimeOption = None,
+    track: TrackOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Do all stages; run it again and it continues where it stopped."""
     from shard.stages import run_all
+    from shard.training.sinks import sink_names
 
-    deadline = deadline_after(max_time)
+    deadline, tracked = deadline_after(max_time), sink_names(track)
     with _open_run(recipe, out, set_, data, fork, mirror, workers, ray) as opened:
+        opened.track = tracked
         _print(run_all(opened, Reporter(), deadline), json_)
 
 
@@ -166,13 +172,16 @@ def pretrain(
     fork: ForkOption = None,
     until: Annotated[int | None, typer.Option(help="Stop after this step; anneal from there, or go on later.")] = None,
     max_time: MaxTimeOption = None,
+    track: TrackOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train from nothing; continues where it stopped."""
     from shard.stages import pretrain as stage
+    from shard.training.sinks import sink_names
 
-    deadline = deadline_after(max_time)
+    deadline, tracked = deadline_after(max_time), sink_names(track)
     with _open_run(recipe, out, set_, data, fork) as opened:
+        opened.track = tracked
         _print(stage(opened, Reporter(), until, deadline), json_)
 
 
@@ -187,13 +196,16 @@ def anneal(
         int | None, typer.Option(help="Branch from this pretrain checkpoint; default the last stable one.")
     ] = None,
     max_time: MaxTimeOption = None,
+    track: TrackOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Branch from pretraining and decay to zero on the anneal mix."""
     from shard.stages import anneal as stage
+    from shard.training.sinks import sink_names
 
-    deadline = deadline_after(max_time)
+    deadline, tracked = deadline_after(max_time), sink_names(track)
     with _open_run(recipe, out, set_, data, fork) as opened:
+        opened.track = tracked
         _print(stage(opened, Reporter(), from_step, deadline), json_)
 
 
@@ -350,6 +362,22 @@ def status(
     if json_:
         return _print(statuses, True)
     print("\n".join(describe_status(run) for run in statuses))
+    return None
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run folder, or several to lay over one another.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default report.html in the first run.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write a page with the curves of one or more runs, as far as they are."""
+    from shard.report.page import write_report
+
+    path = write_report(runs, out)
+    if json_:
+        return _print({"report": str(path)}, True)
+    print(path)
     return None
 
 

@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 LIVE_LINE_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 15.0
@@ -35,15 +36,26 @@ class Reporter:
             table.add_row(*row)
         self.console.print(table)
 
+    @property
+    def live_width(self) -> int | None:
+        """Characters of the live line; None where there is no terminal to show one."""
+        return max(10, self.console.width - 3) if self.console.is_terminal else None
+
+    @property
+    def shows_blocks(self) -> bool:
+        """Whether the terminal's encoding has more than ASCII."""
+        return not self.console.options.ascii_only
+
     def progress(self, text: str) -> None:
         """Where the work stands: overwrites itself on a terminal, else a line every so many seconds."""
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self._shown_at >= LIVE_LINE_SECONDS:
+                shown = Text(text, no_wrap=True, overflow="ellipsis")
                 if self._status is None:
-                    self._status = self.console.status(text)
+                    self._status = self.console.status(shown, spinner="dots" if self.shows_blocks else "line")
                     self._status.start()
-                self._status.update(text)
+                self._status.update(shown)
                 self._shown_at = now
         elif now - self._shown_at >= PLAIN_LINE_SECONDS:
             self.line(text)

@@ -21,12 +21,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def temporary_path(path: Path) -> Path:
-    """Where a file or a folder is made before it takes its name: hidden, and known by its name after a kill.
+writer = ""
+"""A part of the names of temporary files. One process at a time writes a file of a run (see lock.py), so that they need
+no process in them; where that cannot be promised (workers on other machines), set it to something of this process.
+"""
 
-    One process at a time writes a file of a run (see lock.py), so that the name needs no process in it.
-    """
-    return path.with_name(f".{path.name}.tmp")
+
+def temporary_path(path: Path) -> Path:
+    """Where a file or a folder is made before it takes its name: hidden, and known by its name after a kill."""
+    return path.with_name(f".{path.name}{writer}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:

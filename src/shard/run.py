@@ -58,6 +58,8 @@ class Run:
         self.folder, self.recipe, self._lock = folder, recipe, lock
         self.workers = Workers.auto()
         """Who reads and tokenises documents."""
+        self.track: tuple[str, ...] = ()
+        """What else training copies its metrics to: see training/sinks.py."""
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe | None = None) -> "Run":

@@ -40,6 +40,7 @@ def run_all(run: Run, reporter: Reporter, deadline: float | None = None) -> Resu
                 return {"status": "paused", "run": str(run.folder), "stages": results}
         else:
             results[stage] = FUNCTIONS[stage](run, reporter)
+    _write_report(run, reporter)
     return {"status": "done", "run": str(run.folder), "stages": results}
 
 
@@ -264,6 +265,16 @@ def _require(run: Run, reporter: Reporter, stage: str) -> None:
     """Run an earlier stage if it is not done."""
     if not run.is_done(stage):
         FUNCTIONS[stage](run, reporter)
+
+
+def _write_report(run: Run, reporter: Reporter) -> None:
+    """report.html. The run is done: what goes wrong here is only said."""
+    from shard.report.page import write_report
+
+    try:
+        reporter.line(f"report: {write_report([run.folder])}")
+    except Exception as error:
+        reporter.warn(f"the report could not be written ({error}): try `shard report {run.folder}`")
 
 
 def _skipped(reporter: Reporter, stage: str, result: Result) -> Result:

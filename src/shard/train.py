@@ -8,6 +8,7 @@ from shard.data import documents
 from shard.epochs import check_epochs
 from shard.errors import ShardError
 from shard.files import read_json
+from shard.provenance import flatten
 from shard.resources import check_disk, check_memory
 from shard.run import Run
 
@@ -40,6 +41,7 @@ def train(
     from shard.inference.sampling import complete_prompts
     from shard.tokenizer import load_tokenizer
     from shard.training.decisions import decide, save_decisions
+    from shard.training.sinks import Origin, Sinks
     from shard.training.stage import Stage
     from shard.training.trainer import Trainer
 
@@ -82,6 +84,13 @@ def train(
     entry = run.manifest["stages"]
     branch = entry.get("anneal", {}).get("from_step") if name == "pretrain" else None
     surroundings = environment(device)
+    origin = Origin(
+        run=r.name,
+        created=run.manifest["created"],
+        stage=name,
+        folder=run.folder / name,
+        settings=flatten(r.model_dump(mode="json")),
+    )
     stage = Stage(
         name=name,
         config=r.config,
@@ -99,9 +108,10 @@ def train(
         device=device,
         environment={key: surroundings[key] for key in ("device", "threads", "versions")},
         start=start,
+        sinks=Sinks.named(run.track, origin, reporter.warn),
         pinned=frozenset() if branch is None else frozenset({branch}),
     )
-    with run.stage(name):
+    with run.stage(name), stage.sinks:
         run.record(name, environment=surroundings, decisions=read_json(run.decisions_path, "delete it"))
         try:
             trainer = Trainer(stage, reporter)

@@ -34,10 +34,15 @@ RECIPE = {
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def sets() -> list[str]:
+    """What makes a recipe tiny."""
+    return [word for key, value in RECIPE.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="session")
+def recipe(sets: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The arguments of the tiny recipe: put them after a verb, with an --out."""
     text = write_text_folder(tmp_path_factory.mktemp("text"), num_files=160)
-    sets = [word for key, value in RECIPE.items() for word in ("--set", f"{key}={value}")]
     return ["quickstart", "--data", str(text), *sets]
 
 

@@ -20,7 +20,7 @@ PATIENCE = 300.0
 POLL = 0.002
 
 # What a clock or the memory of the machine decides. That these files are there is compared, their bytes are not.
-MEASURED = {".lock", "manifest.json", "benchmark.json", "events.jsonl", "README.md", "SHA256SUMS"}
+MEASURED = {".lock", "manifest.json", "benchmark.json", "events.jsonl", "README.md", "SHA256SUMS", "report.html"}
 MEASURED_KEYS = {"timing", "seconds", "environment"}
 
 
@@ -48,6 +48,9 @@ class Life:
     folder: Path
     recipe: Sequence[str]
     patience: float = PATIENCE
+    verb: str = "run"
+    whole_group: bool = True
+    """Whether the signals go to all processes of a start, or to the first one only, as a person sends them."""
     threads: int = 1
     """Of torch: one is enough for a tiny model, and several wait for each other where the machine is busy."""
     moments: list[str] = field(default_factory=list)
@@ -56,6 +59,10 @@ class Life:
     """Of the last start, from the first moment to the last."""
     errors: str = ""
     """What the last start wrote on stderr."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What of it is not as everywhere."""
+    groups: list[int] = field(default_factory=list)
+    """The process groups of all starts."""
 
     @property
     def log(self) -> Path:
@@ -65,7 +72,7 @@ class Life:
     @property
     def arguments(self) -> list[str]:
         """Of the one command, which is the same each time."""
-        return ["run", *self.recipe, "--out", str(self.folder)]
+        return [self.verb, *self.recipe, "--out", str(self.folder)]
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -91,7 +98,7 @@ class Life:
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "shard", *self.arguments],
-                env=ENVIRONMENT | {"OMP_NUM_THREADS": str(self.threads)},
+                env=ENVIRONMENT | {"OMP_NUM_THREADS": str(self.threads)} | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -108,6 +115,7 @@ class Life:
         """
         begun = time.monotonic()
         process = self.start(**options)
+        self.groups.append(process.pid)
         try:
             while process.poll() is None and not wait():
                 assert time.monotonic() - begun < self.patience, "waited in vain for the moment"
@@ -115,7 +123,7 @@ class Life:
             time.sleep(delay)
             alive = process.poll() is None
             for number in signals if alive else ():
-                os.killpg(process.pid, number)  # not yet waited for, so that the number is still ours
+                (os.killpg if self.whole_group else os.kill)(process.pid, number)  # not yet waited for: still ours
                 time.sleep(gap)
             code = process.wait(timeout=self.patience)
         finally:

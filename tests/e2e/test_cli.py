@@ -23,11 +23,11 @@ Shard = Callable[..., Any]
 STAGE = ["--data", "--json", "--out", "--set", "recipe"]
 READING = ["--mirror", "--ray", "--workers"]
 VERBS = {
-    "run": [*STAGE, *READING, "--fork", "--max-time"],
+    "run": [*STAGE, *READING, "--fork", "--max-time", "--track"],
     "tokenizer": [*STAGE, *READING],
     "data": [*STAGE, *READING, "--stats"],
-    "pretrain": [*STAGE, "--fork", "--max-time", "--until"],
-    "anneal": [*STAGE, "--fork", "--from-step", "--max-time"],
+    "pretrain": [*STAGE, "--fork", "--max-time", "--track", "--until"],
+    "anneal": [*STAGE, "--fork", "--from-step", "--max-time", "--track"],
     "evaluate": STAGE,
     "bench": STAGE,
     "release": STAGE,
@@ -39,6 +39,7 @@ VERBS = {
     "export": ["--dtype", "--json", "--out", "--to", "model"],
     "plan": ["--data", "--hub", "--json", "--mirror", "--no-probe", "--probe", "--set", "recipe"],
     "status": ["--json", "folder"],
+    "report": ["--json", "--out", "runs"],
     "verify": ["--json", "path"],
     "doctor": ["--json"],
     "recipes": [],

@@ -34,6 +34,7 @@ from shard.units import format_size
 
 TRAIN, HELDOUT, LEDGER, DOCUMENTS = "train", "heldout.jsonl", "documents.json", "documents"
 DROPPED, ON_TRAIN, ON_HELDOUT = 0, 1, 2
+_HASHED_AT_ONCE = 2**14  # documents whose hashes are read together
 _CACHED_GROUPS = 32  # row groups whose texts are kept while near duplicates are compared
 _ROW_BITS = 32  # of the number of a document: below them its row, above them its unit
 
@@ -82,10 +83,11 @@ class _Part:
         sizes, positions = (table.column(name).to_numpy() for name in ("bytes", "position"))
         return cls(unit, ledger, sizes, positions, np.full(len(sizes), ON_TRAIN, np.uint8))
 
-    def column(self, name: str) -> NDArray[np.uint64]:
-        """A column of hashes: [documents, hashes of each]."""
-        column = pq.read_table(self.unit.path, columns=[name]).column(name).combine_chunks()
-        return column.values.to_numpy().reshape(len(self.sizes), -1)
+    def hashes(self, column: str) -> Iterator[NDArray[np.uint64]]:
+        """A column of hashes in pieces: [documents, hashes of each]."""
+        with pq.ParquetFile(self.unit.path, memory_map=True) as parquet:
+            for batch in parquet.iter_batches(_HASHED_AT_ONCE, columns=[column]):
+                yield batch.column(0).flatten().to_numpy().reshape(batch.num_rows, -1)
 
 
 def collect_documents(
@@ -264,11 +266,14 @@ def _limit(max_documents: int | None, max_bytes: int | None, parts: list[_Part],
 
 
 def _numbered(parts: list[_Part], column: str) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
-    """The numbers and the hashes of the documents that are kept so far, unit by unit."""
+    """The numbers and the hashes of the documents that are kept so far, some thousands at a time."""
     for i, part in enumerate(parts):
-        rows = np.flatnonzero(part.sides != DROPPED).astype(np.uint64)
-        if len(rows):
-            yield rows | np.uint64(i << _ROW_BITS), part.column(column)[rows.astype(np.int64)]
+        first = 0
+        for hashes in part.hashes(column):
+            rows = np.flatnonzero(part.sides[first : first + len(hashes)] != DROPPED)
+            if len(rows):
+                yield (rows + first).astype(np.uint64) | np.uint64(i << _ROW_BITS), hashes[rows]
+            first += len(hashes)
 
 
 def _drop(parts: list[_Part], ledgers: Mapping[str, Ledger], documents: Iterable[int], reason: str) -> None:

@@ -4,14 +4,16 @@ A source's stream is its documents in order, each followed by the separator, so 
 documents. uint16 while the vocabulary fits, else uint32.
 """
 
+import hashlib
 import mmap
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tokie
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from shard.data.cleaning import unusual
 from shard.errors import ShardError
-from shard.files import atomic_open, read_json, sha256_of, write_json
+from shard.files import atomic_open, read_json, write_json
 from shard.tokenizer import load_tokenizer
 
 LEDGER = "tokens.json"
@@ -106,30 +108,38 @@ class BulkEncoder:
 
 
 class ShardWriter:
-    """Writes a stream of tokens as `folder/train-00000.bin`... and, last, the ledger `folder/tokens.json`."""
+    """Writes a stream of tokens as `folder/train-00000.bin`... and, last, the ledger `folder/tokens.json`. Tokens go to
+    the disk as they come: none are kept in memory.
+    """
 
     def __init__(self, folder: Path, dtype: str, shard_bytes: int) -> None:
         self._folder, self._dtype = folder, np.dtype(dtype)
         self._capacity = shard_bytes // self._dtype.itemsize
-        self._pending: list[NDArray[Any]] = []
-        self._num_pending = 0
+        self._num_written = 0  # to the shard that is open
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
         self.shards: list[dict[str, Any]] = []
         for stale in (folder / LEDGER, *folder.glob("train-*.bin")):
             stale.unlink(missing_ok=True)
 
     def add(self, tokens: NDArray[Any]) -> None:
         """Append tokens of any integer type that hold ids of the vocabulary."""
-        self._pending.append(tokens.astype(self._dtype, copy=False))  # of one of the types of Tokens
-        self._num_pending += len(tokens)
-        while self._num_pending >= self._capacity:
-            whole = np.concatenate(self._pending)
-            self._flush(whole[: self._capacity])
-            self._pending, self._num_pending = [whole[self._capacity :]], len(whole) - self._capacity
+        while len(tokens):
+            if self._file is None:
+                self._file = self._open.enter_context(atomic_open(self._folder / self._name()))
+                self._digest, self._num_written = hashlib.sha256(), 0
+            piece = tokens[: self._capacity - self._num_written].astype(self._dtype, order="C", copy=False)
+            self._file.write(piece.data)
+            self._digest.update(piece.data)
+            self._num_written += len(piece)
+            if self._num_written == self._capacity:
+                self._close()
+            tokens = tokens[len(piece) :]
 
     def finish(self, documents: int, num_bytes: int) -> dict[str, Any]:
-        """Write the last shard and the ledger, which is returned."""
-        if self._num_pending:
-            self._flush(np.concatenate(self._pending))
+        """Close the last shard and write the ledger, which is returned."""
+        self._close()
         ledger = {
             "dtype": self._dtype.str,
             "documents": documents,
@@ -141,11 +151,14 @@ class ShardWriter:
         write_json(self._folder / LEDGER, ledger)
         return ledger
 
-    def _flush(self, tokens: NDArray[Any]) -> None:
-        path = self._folder / f"train-{len(self.shards):05d}.bin"
-        with atomic_open(path) as file:
-            file.write(tokens.tobytes())
-        self.shards.append({"file": path.name, "tokens": len(tokens), "sha256": sha256_of(path)})
+    def _name(self) -> str:
+        return f"train-{len(self.shards):05d}.bin"
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._open.close()  # flushed, and under its name
+            self._file = None
+            self.shards.append({"file": self._name(), "tokens": self._num_written, "sha256": self._digest.hexdigest()})
 
 
 def write_shards(

@@ -3,7 +3,7 @@
     data/<source>/tokens/00000.bin .json   the tokens of the documents to train on of one unit, and its ledger, last
     data/<source>/train-00000.bin          the shards, and tokens.json; the units' tokens are deleted then
 
-Memory: 512 documents at a time in each worker, and one shard where they are joined.
+Memory: 512 documents at a time in each worker.
 """
 
 import shutil
@@ -24,6 +24,8 @@ from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.provenance import fingerprint
 
 TOKENS = "tokens"
+PIECE_TOKENS = 2**22
+"""Tokens that are looked through at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,9 @@ class TokenUnit:
     tokenizer_sha256: str
     separator_id: int
     dtype: str
+
+    def __str__(self) -> str:
+        return self.documents
 
     @property
     def path(self) -> Path:
@@ -113,17 +118,19 @@ def _join(
     writer = ShardWriter(folder, parts[0][0].dtype, shard_bytes)
     num_documents = num_bytes = num_tokens = 0
     for unit, ledger in parts:
-        # Mapped, and added in pieces: a unit may be larger than a shard.
+        # Mapped: a unit may be larger than memory.
         tokens = np.memmap(unit.path, dtype=unit.dtype, mode="r") if ledger["tokens"] else np.empty(0, unit.dtype)
         documents, size = ledger["documents"], ledger["bytes"]
         if max_tokens is not None and num_tokens + len(tokens) > max_tokens:
-            ends = np.flatnonzero(tokens == unit.separator_id) + 1
+            pieces = range(0, len(tokens), PIECE_TOKENS)
+            ends = np.concatenate(
+                [np.flatnonzero(tokens[i : i + PIECE_TOKENS] == unit.separator_id) + i + 1 for i in pieces]
+            )
             documents = int(np.searchsorted(ends, max_tokens - num_tokens, "right"))
             tokens = tokens[: ends[documents - 1] if documents else 0]
             kept = islice(read_unit(Path(unit.documents), ON_TRAIN), documents)
             size = sum(len(text.encode()) for text in kept)
-        for start in range(0, len(tokens), 2**22):
-            writer.add(tokens[start : start + 2**22])
+        writer.add(tokens)
         num_documents, num_bytes, num_tokens = num_documents + documents, num_bytes + size, num_tokens + len(tokens)
         if not num_tokens and documents < ledger["documents"]:
             raise ShardError(f"{folder}: max_tokens = {max_tokens} is less than the first document has: raise it")

@@ -78,6 +78,9 @@ class Unit:
     evaluation_sets: tuple[tuple[str, str], ...] = ()
     """Files whose questions no document may hold: path and SHA-256."""
 
+    def __str__(self) -> str:
+        return f"{self.source_name}: {self.name}"
+
     @property
     def path(self) -> Path:
         """The cleaned documents."""

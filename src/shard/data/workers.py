@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import active_children, get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shard.errors import ShardError
 
@@ -52,13 +52,15 @@ class Workers:
         """
         pieces = list(pieces)
         if self.ray_address is not None:
-            return _map_on_ray(function, pieces, self.ray_address)
+            from shard.data.ray_workers import map_on_ray
+
+            return map_on_ray(function, pieces, self.ray_address, self.count)
         if self.count <= 1 or len(pieces) <= 1:
             return map(function, pieces)
         return self._map_in_processes(function, pieces)
 
     def close(self) -> None:
-        """End the processes, also in the middle of their work: whatever it was, it is done again."""
+        """End the processes, or the cluster that was started, also in the middle of their work: it is done again."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pids = list(pool._processes or {})  # before shutdown, which forgets them
@@ -66,6 +68,10 @@ class Workers:
                 if process.pid in pids:
                     process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+        if self.ray_address is not None:
+            from shard.data.ray_workers import disconnect
+
+            disconnect()
 
     def _map_in_processes(self, function: Callable[[Piece], Result], pieces: list[Piece]) -> Iterator[Result]:
         num_done = num_lost = 0
@@ -111,22 +117,3 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _map_on_ray(function: Callable[[Piece], Result], pieces: list[Piece], address: str) -> Iterator[Result]:
-    try:
-        import ray
-    except ImportError:
-        raise ShardError("--ray needs Ray: pip install 'shard-lm[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(address=None if address == "local" else address, log_to_driver=False)
-    # A piece is written under a temporary name and renamed, so that doing it again after a loss is safe.
-    engine: Any = ray
-    remote = engine.remote(max_retries=LOST_WORKERS)(function)
-    at_once = max(1, int(engine.cluster_resources().get("CPU", 1))) * _AHEAD
-    rest = iter(pieces)
-    waiting = deque(remote.remote(piece) for piece in islice(rest, at_once))
-    while waiting:
-        result = engine.get(waiting.popleft())
-        waiting.extend(remote.remote(piece) for piece in islice(rest, 1))
-        yield result

@@ -12,6 +12,7 @@ from shard.data.loader import BatchLoader
 from shard.model import ShardLM
 from shard.training.decisions import Decisions
 from shard.training.settings import StageSettings
+from shard.training.sinks import Sinks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +44,7 @@ class Stage:
     """Device, threads and versions: what differs from those of a checkpoint is named."""
     start: Path | None = None
     """The checkpoint that an anneal branches from; pretraining starts from nothing."""
+    sinks: Sinks = field(default_factory=Sinks)
+    """What else the metrics are copied to."""
     pinned: frozenset[int] = frozenset()
     """Steps whose checkpoints are never deleted: an anneal branched from them."""

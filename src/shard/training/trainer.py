@@ -167,6 +167,7 @@ class Trainer:
             record["bits_per_byte"] = self.stage.score(self.work.model)
         record["timing"] = self._progress.timing(seconds)
         self.journal.metric(**record)
+        self.stage.sinks.log(record)
         self._progress.show(record, self._last)
         return True
 
@@ -216,6 +217,7 @@ class Trainer:
         stage, settings, self._last = self.stage, self.stage.settings, last
         self._progress.announce(self.step, last, self.work.optimizer, self.work.decisions)
         self.journal.event("start", step=self.step, until=last)
+        stage.sinks.begin(self.step)
         with StopFlag() as stop:
             while self.step < last:
                 if deadline is not None and time.monotonic() + self._progress.seconds_per_step >= deadline:
@@ -372,6 +374,7 @@ class Trainer:
         self.rollbacks = [*earlier, rollback]
         self.journal.resume(self.step)
         self.journal.event("rollback", **rollback.to_dict())
+        stage.sinks.begin(self.step)
         self.reporter.warn(
             f"{stage.name}: {len(recent(skipped, step))} steps skipped up to step {step}; back to step {self.step}, "
             f"and {len(rollback.passed_over)} batches are passed over (rollback {len(self.rollbacks)} of at most "
