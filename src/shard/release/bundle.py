@@ -11,8 +11,6 @@ pictures/   the curves of the card
 
 import os
 import shutil
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from shard.release.card.markdown import PICTURES
 from shard.release.card.write import write_card
 from shard.release.gguf import export_gguf
 from shard.release.hugging_face import export_hugging_face, obstacle
+from shard.report.pictures import write_pictures
 from shard.run import Run
 from shard.training.checkpoint import (
     Checkpoint,
@@ -62,12 +61,6 @@ def _export_gguf(run: Run, weights: dict[str, Tensor], config: Config, folder: P
         export_gguf(weights, config, run.tokenizer_path, path, dtype, name, release.license)
 
 
-def _draw_pictures(run: Run, folder: Path) -> None:
-    """The curves of the card, where the package that draws them is there."""
-    if find_spec("shard.report") is not None:
-        import_module("shard.report.pictures").write_pictures(run.folder, folder)
-
-
 def write_bundle(run: Run) -> dict[str, Any]:
     """Write `release/` of a run: into a temporary folder first, which then takes its place."""
     final = load_checkpoint(newest_checkpoint(run.folder))
@@ -100,7 +93,7 @@ def write_bundle(run: Run) -> dict[str, Any]:
     for name in PUBLISHED:
         shutil.copyfile(Path(shard.__file__).parent / name, temporary / "code" / name)
     shutil.copyfile(run.folder / "recipe.toml", temporary / "recipe.toml")
-    _draw_pictures(run, temporary / PICTURES)
+    write_pictures(run.folder, temporary / PICTURES)
     write_card(run, temporary)
     sums = [
         f"{sha256_of(path)}  {path.relative_to(temporary).as_posix()}\n"
