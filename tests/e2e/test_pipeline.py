@@ -368,6 +368,7 @@ def test_the_bundle_holds_its_files_and_their_sums(bundle: Path) -> None:
     expected |= {f"gguf/quickstart-{dtype}.gguf" for dtype in ("bf16", "f32", "q8_0")}
     expected |= {f"hf/{name}.json" for name in ("config", "generation_config", "tokenizer", "tokenizer_config")}
     expected |= {"hf/model.safetensors"}
+    expected |= {f"pictures/{name}.svg" for name in ("loss", "learning_rate", "bits_per_byte", "sentinel")}
     assert files == {*expected, "SHA256SUMS"}
     sums = dict(reversed(line.split("  ", 1)) for line in (bundle / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in expected}
