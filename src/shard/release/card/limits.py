@@ -49,7 +49,8 @@ def limits_section(facts: Facts) -> str:
     return "## What it cannot do\n\n" + bullets(
         [
             "It is a base model: it continues text. It was not taught to follow instructions, to be truthful or safe.",
-            f"It has {format_count(total)} parameters and saw {format_count(tokens)} tokens here, {ratio:.2g} each"
+            f"It has {format_count(total)} parameters and saw {format_count(tokens)} tokens here, "
+            f"{ratio:.2g} for each of them"
             + (f" (below the {CHINCHILLA} of the Chinchilla line)" if ratio < CHINCHILLA else "")
             + ": it knows few facts; read the sampled outputs.",
             *_measured(facts),
@@ -83,7 +84,7 @@ def _measured(facts: Facts) -> Iterator[str]:
         score = arithmetic[0]
         right, items = round(score["value"] * score["items"]), score["items"]
         if right < items:
-            how_many = "most" if 2 * right < items else "some"
+            how_many = "all" if not right else "most" if 2 * right < items else "some"
             yield f"It gets {how_many} sums wrong: {right:,} of {items:,} right."
     for name, score in _shares(facts):
         if name.startswith("arc") and not beats_chance(score):

@@ -46,7 +46,7 @@ def _tasks(facts: Facts) -> str:
         for name, results in facts.tasks().items()
         for i, score in enumerate(results)
     ]
-    missing = [f"Not measured: {name}, since {reason}." for name, reason in not_measured(facts).items()]
+    missing = [f"Not measured: {name} ({reason})." for name, reason in not_measured(facts).items()]
     if not rows and not missing:
         return ""
     columns = ["task of the mini-suite", "value", "standard error", "chance", "items"]
