@@ -211,7 +211,38 @@ def anneal(
 
 _stage_verb("evaluate", "Score the held-out text of every source.")
 _stage_verb("bench", "Time inference on this device.")
-_stage_verb("release", "Write the release bundle with its card.")
+
+
+@app.command()
+def release(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload it to this repository of the hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A repository that --push makes is private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what --push would send; nothing leaves this machine.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Write the release bundle with its card; upload it with --push."""
+    from shard.stages import release as stage
+
+    if push is None and (private or dry_run):
+        raise UsageError("--private and --dry-run belong to --push ORG/NAME")
+    if push is not None:
+        from shard.release.push import check_repository
+        from shard.release.push import push as upload
+
+        check_repository(push)
+    with _open_run(recipe, out, set_, data) as opened:
+        result = stage(opened, Reporter())
+        if push is not None:
+            result = {**result, "push": upload(opened, push, private, dry_run, Reporter())}
+        _print(result, json_)
 
 
 @app.command()

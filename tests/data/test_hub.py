@@ -399,7 +399,7 @@ def mirror(tmp_path: Path) -> Path:
 
 
 def test_a_mirror_is_read_where_it_lies(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_hub", None)  # asked, it would fail
+    monkeypatch.setattr(hub, "client", None)  # asked, it would fail
     found = list_files(NAME, "v9", ["data/*.parquet", "**/c.parquet"], mirror)
     assert found.revision == MIRROR
     assert found.files[0] == RemoteFile("data/a.parquet", len(CONTENT), None)

@@ -30,7 +30,7 @@ VERBS = {
     "anneal": [*STAGE, "--fork", "--from-step", "--max-time", "--track"],
     "evaluate": STAGE,
     "bench": STAGE,
-    "release": STAGE,
+    "release": sorted([*STAGE, "--dry-run", "--private", "--push"]),
     "generate": [
         *("--dtype", "--greedy", "--interactive", "-i", "--json", "--max-tokens", "--no-cache", "--seed"),
         *("--temperature", "--top-p", "model", "prompt"),

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import shard as package
-from shard.release.card import LOADING
+from shard.release.card.loading import LOADING
 from shard.run import STAGES
 
 Shard = Callable[..., Any]
@@ -368,6 +368,7 @@ def test_the_bundle_holds_its_files_and_their_sums(bundle: Path) -> None:
     expected |= {f"gguf/quickstart-{dtype}.gguf" for dtype in ("bf16", "f32", "q8_0")}
     expected |= {f"hf/{name}.json" for name in ("config", "generation_config", "tokenizer", "tokenizer_config")}
     expected |= {"hf/model.safetensors"}
+    expected |= {f"pictures/{name}.svg" for name in ("loss", "learning_rate", "bits_per_byte", "sentinel")}
     assert files == {*expected, "SHA256SUMS"}
     sums = dict(reversed(line.split("  ", 1)) for line in (bundle / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in expected}
@@ -442,7 +443,7 @@ def test_the_loading_lines_of_the_card_are_the_published_ones(bundle: Path) -> N
 
 def test_the_card_has_its_sections_and_quotes_what_was_measured(bundle: Path, finished_run: Path) -> None:
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlicense: ")
+    assert card.startswith("---\nlanguage:")
     sections = re.findall(r"^## (.+)$", card, flags=re.MULTILINE)
     assert sections == [
         *("Architecture", "Training", "Data", "Evaluation", "Benchmark", "Sampled outputs", "Files", "How to load it"),

@@ -78,7 +78,7 @@ class _Failures:
             what = f"{self.repository}: {self.path}" if self.path else self.repository
             raise ShardError(
                 f"{what}: {self.in_a_row} tries in a row failed ({_first_line(error)}): check the connection to "
-                f"{_endpoint()} and start again, which continues where this stopped"
+                f"{endpoint()} and start again, which continues where this stopped"
             ) from error
         delay = min(self.retry.max_delay, self.retry.base_delay * 2 ** (self.in_a_row - 1))
         delay *= random.uniform(0.5, 1)  # many clients that failed together should not come back together
@@ -143,7 +143,7 @@ def fetch(
                 partial.unlink()
                 raise ShardError(
                     f"{repository}: {file.path} at {revision} came {difference}, twice: something between here and "
-                    f"{_endpoint()} changes it; try another network, or again later"
+                    f"{endpoint()} changes it; try another network, or again later"
                 )
         partial.replace(target)
         sync_folder(target.parent)
@@ -157,7 +157,7 @@ def fetch(
 # The hub
 
 
-def _hub() -> Any:
+def client() -> Any:
     """The client, imported when it is needed: the command line has to start fast."""
     import huggingface_hub.constants
     import huggingface_hub.errors
@@ -168,18 +168,18 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     """Of the environment as it is now: the client knows it only as it was when it was imported."""
-    return (os.environ.get("HF_ENDPOINT") or str(_hub().constants.ENDPOINT)).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or str(client().constants.ENDPOINT)).rstrip("/")
 
 
 def _list_hub(repository: str, revision: str, retry: Retry) -> Listing:
-    api = _hub().HfApi(endpoint=_endpoint())
-    timeout = _hub().constants.HF_HUB_DOWNLOAD_TIMEOUT
+    api = client().HfApi(endpoint=endpoint())
+    timeout = client().constants.HF_HUB_DOWNLOAD_TIMEOUT
     failures = _Failures(repository, revision, None, retry)
     info = _with_retries(lambda: api.dataset_info(repository, revision=revision, timeout=timeout), failures)
     # Not api.list_repo_tree: it waits for an answer for ever.
-    url: str | None = f"{_endpoint()}/api/datasets/{repository}/tree/{info.sha}?recursive=true&expand=false"
+    url: str | None = f"{endpoint()}/api/datasets/{repository}/tree/{info.sha}?recursive=true&expand=false"
     files: list[RemoteFile] = []
     while url is not None:
         page = _with_retries(lambda url=url: _get(url), failures)  # type: ignore[misc]
@@ -191,7 +191,7 @@ def _list_hub(repository: str, revision: str, retry: Retry) -> Listing:
 
 
 def _get(url: str) -> Any:
-    hub = _hub()
+    hub = client()
     headers, timeout = hub.utils.build_hf_headers(), hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
     response = hub.utils.get_session().get(url, headers=headers, timeout=timeout)
     hub.utils.hf_raise_for_status(response)
@@ -222,8 +222,8 @@ def _download(
     """Append to `partial` what is missing, over as many connections as it takes."""
     import httpx2
 
-    offline = _hub().errors.OfflineModeIsEnabled
-    url = f"{_endpoint()}/datasets/{repository}/resolve/{revision}/" + quote(file.path)
+    offline = client().errors.OfflineModeIsEnabled
+    url = f"{endpoint()}/datasets/{repository}/resolve/{revision}/" + quote(file.path)
     failures = _Failures(repository, revision, file.path, retry)
     partial.touch()
     while (done := partial.stat().st_size) < file.size:
@@ -240,7 +240,7 @@ def _download(
 
 
 def _append(url: str, partial: Path, done: int, on_bytes: Callable[[int], object]) -> None:
-    hub = _hub()
+    hub = client()
     headers = hub.utils.build_hf_headers() | {"Accept-Encoding": "identity"}  # ranges count bytes of what is sent
     if done:
         headers["Range"] = f"bytes={done}-"
@@ -266,14 +266,14 @@ def _difference(path: Path, file: RemoteFile) -> str | None:
 
 def _permanent_reason(error: Exception, repository: str, revision: str, path: str | None) -> str | None:
     """One line where trying again is of no use, else None."""
-    errors = _hub().errors
+    errors = client().errors
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{repository} is on the hub, and HF_HUB_OFFLINE forbids to ask it: unset it, or use a mirror"
     if isinstance(error, errors.GatedRepoError):
-        page = f"{_endpoint()}/datasets/{repository}"
+        page = f"{endpoint()}/datasets/{repository}"
         return f"{repository} is gated: accept its conditions at {page} and set HF_TOKEN to a token of that account"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no dataset {repository} at {_endpoint()}, or it is private: check the name, or set HF_TOKEN"
+        return f"there is no dataset {repository} at {endpoint()}, or it is private: check the name, or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} has no revision {revision!r}: name a branch, a tag or a commit of it"
     if not isinstance(error, errors.HfHubHTTPError):
@@ -288,13 +288,13 @@ def _permanent_reason(error: Exception, repository: str, revision: str, path: st
         return f"{repository}: access refused ({status}): set HF_TOKEN to a token that may read it"
     if status in (408, 429) or status >= 500:
         return None
-    return f"{repository}: {_endpoint()} answered {status} for {path or 'the list of files'}: {_first_line(error)}"
+    return f"{repository}: {endpoint()} answered {status} for {path or 'the list of files'}: {_first_line(error)}"
 
 
 def _asked_delay(error: Exception) -> float:
     """Seconds that the server asks to wait, 0 where it does not say."""
     headers: Any = getattr(getattr(error, "response", None), "headers", {})
-    limit = _hub().utils.parse_ratelimit_headers(headers)
+    limit = client().utils.parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     asked = headers.get("Retry-After", "").strip()

@@ -6,6 +6,7 @@ code/       config, model, tokenizer,                          step, tokens, cfg
             muon: as they are in Shard    models/tokenizer.json
 gguf/       the model for llama.cpp,      hf/                  the model for transformers, in bf16
             in bf16, q8_0 and f32         SHA256SUMS
+pictures/   the curves of the card
 """
 
 import os
@@ -20,9 +21,11 @@ import shard
 from shard.config import Config
 from shard.errors import ShardError
 from shard.files import sha256_of, sync_folder
-from shard.release.card import write_card
+from shard.release.card.markdown import PICTURES
+from shard.release.card.write import write_card
 from shard.release.gguf import export_gguf
 from shard.release.hugging_face import export_hugging_face, obstacle
+from shard.report.pictures import write_pictures
 from shard.run import Run
 from shard.training.checkpoint import (
     Checkpoint,
@@ -90,6 +93,7 @@ def write_bundle(run: Run) -> dict[str, Any]:
     for name in PUBLISHED:
         shutil.copyfile(Path(shard.__file__).parent / name, temporary / "code" / name)
     shutil.copyfile(run.folder / "recipe.toml", temporary / "recipe.toml")
+    write_pictures(run.folder, temporary / PICTURES)
     write_card(run, temporary)
     sums = [
         f"{sha256_of(path)}  {path.relative_to(temporary).as_posix()}\n"

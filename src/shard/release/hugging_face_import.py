@@ -58,8 +58,10 @@ _KEYS = {
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder is one of transformers (a release bundle has its own inside, in hf/)."""
-    return (folder / "config.json").is_file()
+    """Whether a folder is one of transformers. A release bundle has its own inside, in hf/, and as a repository of the
+    hub at its root: it is a bundle all the same, which brings more.
+    """
+    return (folder / "config.json").is_file() and not (folder / "models" / "pretrain.pt").is_file()
 
 
 def read_config(folder: Path) -> Config:

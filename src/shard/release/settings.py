@@ -1,6 +1,8 @@
 """The table [release] of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from shard.data.settings import Table
 
@@ -11,6 +13,9 @@ class ReleaseSettings(Table):
     title: str | None = None
     """The model's name in its card; the recipe's name unless given."""
     license: str = "apache-2.0"
+    """Of weights and code. One that the Hugging Face hub has no identifier for becomes `other` with this name."""
+    language: Annotated[tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...], Field(min_length=1)] = ("en",)
+    """Languages of the text, as ISO 639 codes."""
     authors: str = "the person who ran the recipe"
     prompts: tuple[str, ...] = (
         "The capital of France is",
@@ -23,3 +28,9 @@ class ReleaseSettings(Table):
     """Prompts of the table of sampled outputs (temperature 0.7, top-p 0.9, fixed seed)."""
     gguf: tuple[Literal["bf16", "q8_0", "f32"], ...] = ("bf16", "q8_0", "f32")
     """The GGUF files of the bundle; empty: none."""
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """What an hour of the device costs; the card then says what the run cost."""
+    currency: str = "USD"
+    """Of price_per_hour."""
+    watts: Annotated[float, Field(ge=0)] | None = None
+    """What the device draws; the card then says what energy that makes."""
