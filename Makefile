@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-crash test-crash-full bench-overhead bench-determinism check install clean
+.PHONY: quickstart test test-eval test-crash test-crash-full bench-overhead bench-determinism check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# What needs lm-evaluation-harness: some fifty packages more, which `make test` does without.
+test-eval: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
+	$(BIN)/python -m pytest tests/evaluation/test_lm_eval_adapter.py
 
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
 test-crash: install

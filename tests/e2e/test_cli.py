@@ -28,7 +28,7 @@ VERBS = {
     "data": [*STAGE, *READING, "--stats"],
     "pretrain": [*STAGE, "--fork", "--max-time", "--until"],
     "anneal": [*STAGE, "--fork", "--from-step", "--max-time"],
-    "evaluate": STAGE,
+    "evaluate": [*STAGE, "--limit", "--mirror", "--tasks"],
     "bench": STAGE,
     "release": STAGE,
     "generate": [
