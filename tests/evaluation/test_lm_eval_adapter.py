@@ -24,7 +24,6 @@ from shard.console import Reporter
 from shard.errors import ShardError, UsageError
 from shard.evaluation import lm_eval_adapter
 from shard.evaluation.lm_eval_adapter import ShardHarnessLM, evaluate_tasks
-from shard.inference.load import LoadedModel
 from shard.inference.sampling import generate_ids
 from shard.model import ShardLM
 from shard.tokenizer import train_tokenizer
@@ -70,14 +69,16 @@ metadata: {{version: 1}}
 
 
 @pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
+def loaded() -> SimpleNamespace:
     torch.manual_seed(5)
     shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "intermediate_size": 32}
     model = ShardLM(Config(vocab_size=300, max_sequence_length=64, sliding_window=8, **shape))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.2)
-    return LoadedModel(model.eval(), train_tokenizer([WORDS] * 9, 300), 0, "random")
+    return SimpleNamespace(
+        model=model.eval(), tokenizer=train_tokenizer([WORDS] * 9, 300), separator_id=0, origin="random"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "question": " ".join(words[: 1 + i]),
-            "choices": [" " + words[(i + j) % len(words)] + " now" * j for j in range(1 + 3)],
+            "choices": [words[(i + j) % len(words)] + " now" * j for j in range(1 + 3)],
             "answer": i % 4,
             "long": f"{WORDS} {i} " * 3,
         }
@@ -118,7 +119,7 @@ def samples(model: object, tasks: Path, name: str) -> list:
 
 
 @torch.no_grad()
-def plain(loaded: LoadedModel, context: str, continuation: str) -> float:
+def plain(loaded: SimpleNamespace, context: str, continuation: str) -> float:
     encode = loaded.tokenizer.encode
     ids, first = encode(context + continuation).ids, len(encode(context).ids)
     if not context:
@@ -131,7 +132,7 @@ def test_log_likelihoods_of_every_item(loaded, tasks):
     got = samples(ShardHarnessLM(loaded), tasks, "local_choices")
     assert len(got) == 12
     for sample in got:
-        expected = [plain(loaded, sample["doc"]["question"], choice) for choice in sample["doc"]["choices"]]
+        expected = [plain(loaded, sample["doc"]["question"], f" {choice}") for choice in sample["doc"]["choices"]]
         assert [float(response[0][0]) for response in sample["resps"]] == pytest.approx(expected, rel=1e-5)
         assert sample["acc"] == float(expected.index(max(expected)) == sample["doc"]["answer"])
 

@@ -187,4 +187,4 @@ def _show(tasks: dict[str, Any], reporter: Reporter) -> None:
         for score in task["results"]
     ]
     title = f"lm-evaluation-harness {lm_eval.__version__}"
-    reporter.table(title, ["task", "value", "standard error", "items"], rows)
+    reporter.table(title, ["task", "value", "s.e.", "items"], rows)

@@ -40,17 +40,17 @@ def show(results: dict[str, Any], reporter: Reporter) -> None:
     """The results as a table; below it what was not measured."""
     rows = [
         [
-            f"{name}: {score['metric']}",
+            f"{name}: {score['metric']}" if i == 0 else f"  {score['metric']}",
             f"{score['value']:.4f}",
             f"{score['standard_error']:.4f}",
             f"{score['chance']:.4g}",
             f"{score['items']:,}",
         ]
         for name, result in results.items()
-        for score in result.get("results", ())
+        for i, score in enumerate(result.get("results", ()))
     ]
     if rows:
-        reporter.table("Tasks", ["task", "value", "standard error", "chance", "items"], rows)
+        reporter.table("Tasks", ["task", "value", "s.e.", "chance", "items"], rows)
     for name, result in results.items():
         if "not_measured" in result:
             reporter.line(f"{name}: not measured: {result['not_measured']}")

@@ -1,5 +1,7 @@
 """A tokenizer of a few hundred tokens, a random model of its size, and the two as a task sees them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -7,7 +9,6 @@ from tokenizers import Tokenizer
 from shard.config import Config
 from shard.evaluation.tasks import arithmetic, code_prompts, passkey
 from shard.evaluation.tasks.form import Subject
-from shard.inference.load import LoadedModel
 from shard.model import ShardLM
 from shard.tokenizer import train_tokenizer
 
@@ -28,4 +29,4 @@ def subject(tokenizer: Tokenizer) -> Subject:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.2)
-    return Subject(LoadedModel(model.eval(), tokenizer, 0, "random"), 600)
+    return Subject(SimpleNamespace(model=model.eval(), tokenizer=tokenizer, separator_id=0, origin="random"), 600)
