@@ -188,13 +188,14 @@ def test_it_is_registered(loaded, monkeypatch):
 
 
 def test_a_run_keeps_the_results(loaded, tasks, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lm_eval_adapter, "load_model", lambda *_: loaded)
+    there = SimpleNamespace(**vars(loaded) | {"origin": str(tmp_path / "pretrain/checkpoints/step-00000002")})
+    monkeypatch.setattr(lm_eval_adapter, "load_model", lambda *_: there)
     (tmp_path / "recipe.toml").touch()
     first = evaluate_tasks(tmp_path, [str(tasks / "local_choices.yaml")], 8, Reporter())
     assert first["lm_eval"] == lm_eval.__version__
     task = first["tasks"]["local_choices"]
     assert (task["version"], task["items"], task["num_fewshot"], task["limit"]) == (3, 8, 0, 8)
-    assert (task["checkpoint"], task["precision"]) == ("random", "fp32")
+    assert (task["checkpoint"], task["precision"]) == ("pretrain/checkpoints/step-00000002", "fp32")
     acc, acc_norm = task["results"]
     assert (acc["metric"], acc_norm["metric"]) == ("acc", "acc_norm")
     assert acc["standard_error"] == pytest.approx(math.sqrt(acc["value"] * (1 - acc["value"]) / 7))

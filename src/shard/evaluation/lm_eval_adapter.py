@@ -145,8 +145,10 @@ def evaluate_tasks(path: Path, names: Sequence[str], limit: int | None, reporter
     )
     reporter.end_progress()
     tasks = {name: _task_result(found, name) for name in found["results"]}
+    origin = Path(loaded.origin)
+    checkpoint = str(origin.relative_to(path) if origin.is_relative_to(path) and origin != path else origin)
     for result in tasks.values():
-        result |= {"checkpoint": loaded.origin, "precision": "fp32", "limit": limit}
+        result |= {"checkpoint": checkpoint, "precision": "fp32", "limit": limit}
     result = {"lm_eval": lm_eval.__version__, "tasks": tasks}
     if (path / "recipe.toml").is_file() and not (path / "SHA256SUMS").exists():
         before = read_json(path / RESULTS, "delete it")["tasks"] if (path / RESULTS).is_file() else {}
