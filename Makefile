@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-eval test-crash test-crash-full bench-overhead bench-determinism check install clean
+.PHONY: quickstart test test-eval test-crash test-crash-full test-serve bench-overhead bench-determinism check install clean
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -11,9 +11,9 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -m "not slow"
 
-# What needs lm-evaluation-harness: some fifty packages more, which `make test` does without.
+# What needs lm-evaluation-harness: some fifty packages more, which `make test` does without; accelerate for its `hf` backend.
 test-eval: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]' accelerate
 	$(BIN)/python -m pytest tests/evaluation/test_lm_eval_adapter.py
 
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
@@ -23,6 +23,11 @@ test-crash: install
 # A quarter of an hour: the same with the reference model.
 test-crash-full: install
 	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
+
+# A minute: transformers' own server on an export, asked through the OpenAI client.
+test-serve: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m pytest tests/release/test_serve.py -m slow
 
 # What safety and repeatability cost; ten minutes each, on a machine that does nothing else.
 bench-overhead: install

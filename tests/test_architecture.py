@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "training", "inference", "evaluation"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan", "verify", "fork", "resources", "train", "data_report"},
+    {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "data_report"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -1,5 +1,6 @@
 """Room on the disk and in memory is compared with what a stage may take, before it begins."""
 
+import io
 from collections import namedtuple
 from pathlib import Path
 
@@ -7,10 +8,15 @@ import pytest
 import torch
 
 from shard import resources
+from shard.console import Reporter
+from shard.data.hub import RemoteFile
+from shard.data.inventory import Inventory
+from shard.data.units import Unit
+from shard.data.workers import Workers
 from shard.errors import ShardError
 from shard.files import write_json
 from shard.recipe import Recipe
-from shard.resources import check_disk, check_memory, disk_needed, most_checkpoints
+from shard.resources import check_disk, check_memory, check_room_for_data, disk_needed, most_checkpoints
 from shard.run import Run
 from shard.training.cost import checkpoint_bytes, state_bytes
 from shard.units import format_size
@@ -53,6 +59,37 @@ def test_what_is_needed_follows_what_there_is(run: Run) -> None:
         (run.folder / "pretrain" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     assert disk_needed(run, "pretrain") == (most_checkpoints(run.recipe.pretrain) - 1) * one
     assert disk_needed(run, "evaluate") == 0
+
+
+def test_datasets_that_do_not_fit_on_the_disk_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where there is anything to download, it is said how much; what is there already is not needed again."""
+    sources = 'sources={web={kind="hub",repository="someone/some",files="*.parquet",columns=["text"]}}'
+    mixes = ["pretrain.mix={web=1}", "anneal.mix={web=1}"]
+    run = Run.open(tmp_path / "run", Recipe.load("quickstart", [sources, *mixes]))
+    run.workers = Workers(count=2)
+    remote = [RemoteFile("a.parquet", 10**6), RemoteFile("b.parquet", 4 * 10**6)]
+    common = {"source_name": "web", "source": run.recipe.sources["web"], "folder": str(run.data / "web")}
+    units = [
+        Unit(**common, number=i, name=file.path, remote=file, settings=run.recipe.data, seed=0)
+        for i, file in enumerate(remote)
+    ]
+    text = 2.6 * 5e6
+    needed = round(text / 2.6 + 2 * text / 3.5 * 2) + 2 * 4 * 10**6
+    (run.data / "web").mkdir(parents=True)
+    (run.data / "web" / "part").write_bytes(bytes(1000))
+    console = io.StringIO()
+    reporter = Reporter()
+    reporter.console.file = console
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1000))
+    check_room_for_data(run, Inventory(units={"web": units}), reporter)
+    assert console.getvalue().startswith("data: 2 files, 5 MB to download, about 13 MB of text, ")
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1001))
+    with pytest.raises(ShardError, match=r"the data may take .*: make room, .*max_bytes") as raised:
+        check_room_for_data(run, Inventory(units={"web": units}), reporter)
+    assert "\n" not in str(raised.value)
+    run.close()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

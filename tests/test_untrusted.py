@@ -30,6 +30,8 @@ from shard.errors import ShardError
 from shard.inference.load import load_model
 from shard.model import ShardLM
 from shard.recipe import Recipe, packaged_recipes
+from shard.release.export import export_model
+from shard.release.hugging_face_import import import_hugging_face, recipe_for
 from shard.release.importer import check_sums, import_bundle
 from shard.tokenizer import train_tokenizer
 from shard.training.checkpoint import load_checkpoint, save_checkpoint
@@ -297,3 +299,24 @@ def test_a_mutated_bundle(bundle: Path, name: str) -> None:
             load_model(bundle, torch.float32, CPU)
     path.write_bytes(whole)
     load_model(bundle, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_mutated_hugging_face_folder(bundle: Path, tmp_path: Path, name: str) -> None:
+    folder, rng = tmp_path / "hf", random.Random(name)
+    assert export_model(bundle, "hf", folder)["dtype"] == "bf16"
+    sets = [f"{stage}.sequence_length=32" for stage in ("pretrain", "anneal")]
+
+    def load(number: int) -> None:
+        recipe = recipe_for(folder, "quickstart", sets, None)
+        import_hugging_face(folder, tmp_path / f"run-{number}", recipe)
+
+    path = folder / name
+    whole = path.read_bytes()
+    for number in range(100):
+        # Of weights the header alone says anything.
+        path.write_bytes(mutate(whole[:2000], rng) + whole[2000:])
+        with bounded():
+            load(number)
+    path.write_bytes(whole)
+    load(100)

@@ -260,21 +260,47 @@ def generate(
 
 @app.command("import")
 def import_(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a release bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="The folder of a release bundle, or of a Hugging Face export.")],
     recipe: Annotated[str | None, typer.Option(help="Recipe for what follows; default the bundle's own.")] = None,
     out: OutOption = None,
     set_: SetOption = None,
     data: DataOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Make a run folder from a bundle, to anneal from its pretraining."""
+    """Make a run folder from a bundle, to anneal from its pretraining, or from a Hugging Face export."""
+    from shard.release.hugging_face_import import import_hugging_face, is_hugging_face, recipe_for
     from shard.release.importer import check_sums, import_bundle
 
+    if is_hugging_face(bundle):
+        loaded = recipe_for(bundle, recipe, set_, data)
+        folder = out or Path("runs") / f"{loaded.name}-imported"
+        result = import_hugging_face(bundle, folder, loaded)
+        Reporter().line(
+            f"{folder}: the weights are there, the optimizer state and the count of steps begin afresh; go on with "
+            f"`shard evaluate {folder}` or `shard anneal {folder}`"
+        )
+        return _print(result, json_)
     check_sums(bundle)
     loaded = Recipe.load(recipe or str(bundle / "recipe.toml"), set_, data)
     folder = out or Path("runs") / f"{loaded.name}-imported"
     result = import_bundle(bundle, folder, loaded)
     Reporter().line(f"{folder}: pretraining of {result['step']} steps is there; go on with `shard anneal {folder}`")
+    return _print(result, json_)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a release bundle.")],
+    to: Annotated[str, typer.Option("--to", help="hf: a folder that transformers loads; gguf: a file for llama.cpp.")],
+    out: Annotated[Path, typer.Option("--out", help="The new folder to write.")],
+    dtype: Annotated[str | None, typer.Option(help="bf16 (the default); hf: fp32; gguf: q8_0, f32.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write the model in the format of other tools."""
+    from shard.release.export import export_model
+
+    result = export_model(model, to, out, dtype)
+    Reporter().line(f"{out}: {to} in {result['dtype']} ({format_size(result['bytes'])}), from {result['from']}")
     _print(result, json_)
 
 

@@ -88,6 +88,8 @@ def write_page(run: Run, stats: dict[str, Any]) -> Path:
         [
             name,
             f"{s['read']:,}",
+            _share(sum(s["dropped"].values()), s["read"]),
+            _share(s["dropped"].get("duplicate", 0) + s["dropped"].get("near duplicate", 0), s["read"]),
             f"{s['train']['documents']:,}",
             format_size(s["train"]["bytes"]),
             format_count(s["tokens"]),
@@ -98,7 +100,19 @@ def write_page(run: Run, stats: dict[str, Any]) -> Path:
         ]
         for name, s in stats.items()
     ]
-    columns = ["source", "read", "train on", "text", "tokens", "share", "bytes/token", "held out", "licence"]
+    columns = [
+        "source",
+        "read",
+        "dropped",
+        "of them duplicates",
+        "train on",
+        "text",
+        "tokens",
+        "share",
+        "bytes/token",
+        "held out",
+        "licence",
+    ]
     body = [f"<h1>Data of {html.escape(run.recipe.name)}</h1>", _table(columns, rows)]
     checked = next(iter(stats.values()))["evaluation_sets"]
     body.append(
@@ -142,6 +156,10 @@ def _mark(pieces: list[str]) -> str:
 
 def _labels(edges: list[int]) -> list[str]:
     return [f"{low:,} to {high - 1:,}" if high - 1 > low else f"{low:,}" for low, high in pairwise(edges)]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({100 * count / max(1, total):.1f}%)" if count else "0"
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from shard.data.price import price
 from shard.data.shards import token_dtype
+from shard.epochs import MANY_EPOCHS, count_epochs
 from shard.recipe import Recipe
 from shard.resources import most_checkpoints
-from shard.train import MANY_EPOCHS
 from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
@@ -46,10 +46,13 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
             speed = measure_training_speed(recipe, settings, precision)
             stages[name] |= {"tokens_per_second": round(speed, 1), "seconds": round(tokens / speed)}
     total = sum(stage["tokens"] for stage in stages.values())
-    priced = {}
+    priced: dict[str, Any] = {}
     if with_data:
         token_bytes = int(token_dtype(config.vocab_size)[-1])
-        priced["data"] = price(recipe.sources, recipe.data, mirror, token_bytes, wanted_tokens(recipe))
+        priced["data"] = price(recipe.sources, recipe.data, mirror, token_bytes)
+        its_sources = priced["data"]["sources"]
+        epochs = count_epochs(recipe, {name: source["tokens"] for name, source in its_sources.items()})
+        priced["data"]["sources"] = {name: one | {"epochs": epochs[name]} for name, one in its_sources.items()}
     kept = most_checkpoints(recipe.pretrain) + most_checkpoints(recipe.anneal)
     return {
         "recipe": recipe.name,
@@ -63,7 +66,7 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
         **priced,
         "disk_bytes": {
             "checkpoints": kept * checkpoint_bytes(config),
-            "release": 2 * count.total + checkpoint_bytes(config) // 2,
+            "release": 4 * count.total + checkpoint_bytes(config) // 2,
         },
         "device": device_name(device),
     }
@@ -103,15 +106,6 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
             + (" (!)" if source["epochs"] > MANY_EPOCHS else "")
         )
     return lines
-
-
-def wanted_tokens(recipe: Recipe) -> dict[str, float]:
-    """Tokens of each source that all stages together train on."""
-    wanted = dict.fromkeys(recipe.sources, 0.0)
-    for stage in (recipe.pretrain, recipe.anneal):
-        for name, weight in stage.mix.items():
-            wanted[name] += weight / sum(stage.mix.values()) * stage.steps * stage.tokens_per_step
-    return wanted
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:

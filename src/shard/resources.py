@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shard.console import Reporter
 from shard.data import documents
-from shard.data.settings import AnySource, TextSource
+from shard.data.inventory import Inventory
+from shard.data.price import disk_in_all, price_source
+from shard.data.settings import AnySource, HubSource, TextSource
 from shard.data.shards import token_dtype
 from shard.errors import ShardError
 from shard.run import Run
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 LEAST_BYTES_PER_TOKEN = 2.0
 """Text in a token, at least, for any vocabulary worth training on."""
 
+GGUF_BYTES = {"bf16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
+"""A weight in a GGUF file."""
+
 
 def check_disk(run: Run, stage: str) -> None:
     """ShardError where the disk of the run has less room than the stage may take."""
@@ -26,6 +32,41 @@ def check_disk(run: Run, stage: str) -> None:
         raise ShardError(
             f"{run.folder} has {format_size(free)} of free disk and {stage} may take {format_size(needed)}: make room, "
             "choose an --out on another disk" + (", or keep fewer checkpoints (keep_every)" if _trains(stage) else "")
+        )
+
+
+def check_room_for_data(run: Run, inventory: Inventory, reporter: Reporter) -> None:
+    """Say what reading the sources takes, where there is anything to download; ShardError where the disk of the run has
+    less room.
+    """
+    prices = {
+        name: price_source(
+            source,
+            [(unit.remote.path, unit.remote.size) for unit in inventory.units[name] if unit.remote is not None],
+            run.recipe.data,
+            is_download=run.mirror is None,
+            token_bytes=int(token_dtype(run.recipe.config.vocab_size)[-1]),
+        )
+        for name, source in run.recipe.sources.items()
+        if isinstance(source, HubSource)
+    }
+    if not prices:
+        return
+    there = sum(path.stat().st_size for path in run.data.rglob("*") if path.is_file())
+    needed = disk_in_all(prices, run.recipe.data, run.workers.count) - there
+    free = shutil.disk_usage(run.folder).free
+    download = sum(price.download_bytes for price in prices.values())
+    reporter.line(
+        f"data: {sum(price.files for price in prices.values()):,} files, "
+        f"{format_size(download) + ' to download, ' if download else ''}"
+        f"about {format_size(sum(price.text_bytes for price in prices.values()))} of text, "
+        f"at most about {format_size(max(0, needed))} more on the disk ({format_size(free)} are free)"
+    )
+    if free < needed:
+        raise ShardError(
+            f"{run.folder} has {format_size(free)} of free disk, and the data may take {format_size(needed)}: make "
+            "room, choose an --out on another disk, or set max_bytes of the largest sources (`shard plan --hub` lists "
+            "them)"
         )
 
 
@@ -50,7 +91,11 @@ def disk_needed(run: Run, stage: str) -> float:
             # One is written before an old one goes.
             return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - there)
         case "release":
-            return 2 * count_parameters(recipe.config).total + checkpoint_bytes(recipe.config) / 2
+            count = count_parameters(recipe.config)
+            # The table stands twice in a file of the architecture llama.
+            gguf = sum(GGUF_BYTES[dtype] for dtype in recipe.release.gguf) * (count.total + count.embedding)
+            # In bf16: the weights, those of hf/, and a checkpoint.
+            return 4 * count.total + checkpoint_bytes(recipe.config) / 2 + gguf
         case _:
             return 0
 
@@ -80,7 +125,9 @@ def _trains(stage: str) -> bool:
 
 
 def _source_bytes(source: AnySource) -> int:
-    """Text of a source, as far as it is known before it is read."""
+    """Text of a source, as far as it is known before it is read; of one on the hub, see `check_room_for_data`."""
+    if isinstance(source, HubSource):
+        return 0
     if not isinstance(source, TextSource):
         return source.max_bytes or 0
     path = Path(source.path)

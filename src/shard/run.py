@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from shard.data import documents, shards
 from shard.data.adapters import format_of, pattern_of
-from shard.data.settings import HubSource
+from shard.data.settings import HubSource, TextSource
 from shard.data.workers import Workers
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, remove_leftovers, sha256_of, sync_folder, temporary_path, write_json, write_text
@@ -122,7 +122,8 @@ class Run:
             raise
 
     def close(self) -> None:
-        """Let other processes work in the folder."""
+        """End the workers, and let other processes work in the folder."""
+        self.workers.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -316,6 +317,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 def _check_sources(recipe: Recipe) -> None:
     """Before there is a folder that would hold on to this recipe."""
     for source in recipe.sources.values():
-        if isinstance(source, HubSource):
+        if isinstance(source, HubSource | TextSource):
             format_of(source)
+        if isinstance(source, HubSource):
             pattern_of(source)

@@ -11,10 +11,10 @@ from typing import Any
 
 from shard.console import Reporter
 from shard.data import documents
+from shard.epochs import run_epochs, too_many, wanted_tokens
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, write_json
-from shard.plan import wanted_tokens
-from shard.resources import check_disk
+from shard.resources import check_disk, check_room_for_data
 from shard.run import STAGES, Run
 from shard.train import separator_id, train
 from shard.units import format_count, format_size
@@ -104,11 +104,14 @@ def data(run: Run, reporter: Reporter) -> Result:
             r.data.shard_bytes,
             {name: source.max_tokens for name, source in r.sources.items()},
             run.workers,
+            lambda text: reporter.progress(f"data: {text}"),
         )
         reporter.end_progress()
+    run.workers.close()
+    epochs = run_epochs(run)
     reporter.table(
         "Tokens to train on",
-        ["source", "documents", "text", "tokens", "bytes per token"],
+        ["source", "documents", "text", "tokens", "bytes per token", "epochs"],
         [
             [
                 n,
@@ -116,10 +119,13 @@ def data(run: Run, reporter: Reporter) -> Result:
                 format_size(s["bytes"]),
                 format_count(s["tokens"]),
                 f"{s['bytes_per_token']:.3f}",
+                f"{epochs[n]:.3g}",
             ]
             for n, s in ledgers.items()
         ],
     )
+    for warning in too_many(epochs):
+        reporter.warn(warning)
     return ledgers
 
 
@@ -250,6 +256,8 @@ def release(run: Run, reporter: Reporter) -> Result:
     check_disk(run, "release")
     with run.stage("release"):
         result = write_bundle(run)
+    for reason in result["left_out"]:
+        reporter.warn(f"release: {reason}")
     reporter.line(f"release: {result['bundle']} ({format_size(result['bytes'])})")
     return result
 
@@ -288,7 +296,14 @@ def _skipped(reporter: Reporter, stage: str, result: Result) -> Result:
 def _collect(run: Run, reporter: Reporter) -> None:
     reporter.progress(f"data: reading {', '.join(run.recipe.sources)}")
     ledgers = documents.collect_documents(
-        run.recipe.sources, run.recipe.data, run.recipe.seed, run.data, run.workers, run.mirror
+        run.recipe.sources,
+        run.recipe.data,
+        run.recipe.seed,
+        run.data,
+        run.workers,
+        run.mirror,
+        before=lambda inventory: check_room_for_data(run, inventory, reporter),
+        progress=lambda text: reporter.progress(f"data: {text}"),
     )
     reporter.end_progress()
     rows = []

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from shard.console import Reporter
 from shard.data import documents
+from shard.epochs import check_epochs
 from shard.errors import ShardError
 from shard.files import read_json
 from shard.resources import check_disk, check_memory
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 SAMPLE_TOKENS = 40
 """Length of the samples that are drawn during training."""
-MANY_EPOCHS = 4.0
-"""Passes over a source beyond which repeating it is worth a warning (Muennighoff et al., arXiv 2305.16264)."""
 
 
 def separator_id(run: Run) -> int:
@@ -60,9 +59,7 @@ def train(
     )
     check_memory(run, device)
     check_disk(run, name)
-    for source, epochs in loader.mixture.epochs(settings.steps * loader.num_rows).items():
-        if epochs > MANY_EPOCHS:
-            reporter.warn(f"{name}: {source} will be read {epochs:.1f} times")
+    check_epochs(run)
     heldout = {
         source: encode_heldout(
             documents.read_documents(run.data / source, documents.HELDOUT),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shard.data import adapters
-from shard.data.adapters import KNOWN, BrokenFile, BrokenRows, RowFormat, read_documents
+from shard.data.adapters import KNOWN, BrokenFile, BrokenRows, read_documents
 from shard.data.hub import list_files
+from shard.data.row_format import RowFormat
 from shard.errors import ShardError
 
 TEXT = RowFormat(columns=["text"])

@@ -22,7 +22,7 @@ from corpora import (
     write_lines,
 )
 
-from shard.data import inventory, units
+from shard.data import documents, inventory, units
 from shard.data.document import Document
 from shard.data.documents import (
     DOCUMENTS,
@@ -273,6 +273,47 @@ def test_limits_count_over_the_files_of_a_source(tmp_path: Path) -> None:
     assert ledger.units == ["0.parquet", "1.parquet", "2.parquet"]
     names = [f"0000{i}.{end}" for i in range(3) for end in ("json", "npy", "parquet")]
     assert sorted(content_of(tmp_path / "out" / "web" / DOCUMENTS)) == names
+
+
+def test_a_limit_of_tokens_limits_the_reading(tmp_path: Path) -> None:
+    """A token holds no more than 8 bytes of text on average."""
+    texts = prose("text", 30)
+    limit = num_bytes(texts[:12]) // 8
+    ledger = collect_documents(
+        {"mine": text_source(tmp_path / "in", texts, max_tokens=limit)}, DataSettings(), 0, tmp_path
+    )
+    kept = texts_of(tmp_path / "mine")
+    assert sorted(kept) == sorted(texts[: len(kept)]) and 8 * limit - num_bytes(kept) in range(len(texts[11]) + 8)
+    assert ledger["mine"].dropped == {"beyond the limit": 30 - len(kept)}
+
+
+def test_no_more_files_are_begun_than_a_limit_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a download. Where the guess was too low, more are begun; where too high, they are not used."""
+    files = {f"{i:02}.parquet": prose(f"file {i}", 10) for i in range(12)}
+    everything = [text for texts in files.values() for text in texts]
+    begun: list[str] = []
+    real = documents.prepare_unit
+    monkeypatch.setattr(documents, "prepare_unit", lambda unit: begun.append(unit.name) or real(unit))
+    for limit in ({"max_bytes": num_bytes(everything[:35])}, {"max_documents": 35}):
+        for likely in (1, 4000, 10**9):
+            begun.clear()
+            monkeypatch.setattr(units.Unit, "likely_bytes", likely)
+            source = hub_source(tmp_path / "mirror", files, **limit)
+            out = tmp_path / f"{limit} {likely}"
+            ledger = collect_documents({"web": source}, DataSettings(), 0, out, mirror=tmp_path / "mirror")["web"]
+            assert sorted(texts_of(out / "web")) == sorted(everything[:35])
+            assert begun == ledger.units == [f"{i:02}.parquet" for i in range(4)]
+            assert not (out / "web" / "raw").exists()
+
+
+def test_a_file_is_read_no_further_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was passed over until then is counted all the same."""
+    monkeypatch.setattr(units, "BATCH_DOCUMENTS", 5)
+    texts: list[str | None] = [*prose("text", 3), None, *prose("more", 27)]
+    source = hub_source(tmp_path / "mirror", {"0.parquet": texts}, max_documents=7)
+    ledger = collect_documents({"web": source}, DataSettings(), 0, tmp_path / "out", mirror=tmp_path / "mirror")["web"]
+    assert ledger.documents_read == 11 and ledger.dropped == {"broken row: null": 1, "beyond the limit": 3}
+    assert sorted(texts_of(tmp_path / "out/web")) == sorted(text for text in texts[:8] if text is not None)
 
 
 # What is dropped

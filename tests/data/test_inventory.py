@@ -109,6 +109,19 @@ def test_another_version_of_a_package_is_another_unit(tmp_path: Path, monkeypatc
     assert inputs[0] == inputs[1] != inputs[2]
 
 
+def test_of_a_source_with_a_limit_every_folder_gives_some(tmp_path: Path) -> None:
+    names = ["a/0.parquet", "a/1.parquet", "a/2.parquet", "b/0.parquet", "c/d/0.parquet", "c/d/1.parquet"]
+    source = hub_source(tmp_path, {name: prose(name, 1) for name in names})
+    source = source.model_copy(update={"files": "**/*.parquet"})
+    orders = {
+        limit: [unit.name for unit in take({"web": source.model_copy(update=changed)}, tmp_path, tmp_path).units["web"]]
+        for limit, changed in {"none": {}, "tokens": {"max_tokens": 10}, "bytes": {"max_bytes": 9}}.items()
+    }
+    assert orders["none"] == names
+    in_turns = ["a/0.parquet", "b/0.parquet", "c/d/0.parquet", "a/1.parquet", "c/d/1.parquet", "a/2.parquet"]
+    assert orders["tokens"] == orders["bytes"] == in_turns
+
+
 # The listing
 
 

@@ -106,16 +106,6 @@ def test_golden_places(mixture: Mixture) -> None:
 def test_a_source_without_weight_is_never_read() -> None:
     mixture = Mixture({"a": 5}, {"a": 1, "b": 0}, block=10, seed=0)
     assert {name for name, _ in mixture.locate(places(0, 40))} == {"a"}
-    assert mixture.epochs(40) == {"a": 8.0}
-
-
-@pytest.mark.parametrize("num_blocks", [1, 2, 3, 10])
-def test_epochs_are_what_is_read(num_blocks: int) -> None:
-    mixture = Mixture({"a": 11, "b": 5, "c": 300}, {"a": 5, "b": 2, "c": 3}, block=20, seed=4)
-    num_places = num_blocks * 20
-    read = Counter(name for name, _ in mixture.locate(places(0, num_places)))
-    for name, epochs in mixture.epochs(num_places).items():
-        assert epochs == pytest.approx(read[name] / mixture.num_sequences[name])
 
 
 def test_a_weight_below_one_sequence_in_a_block_is_refused() -> None:

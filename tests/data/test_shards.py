@@ -287,3 +287,25 @@ def test_the_sample_is_taken_from_every_batch(tokenizer_path: Path, monkeypatch:
     texts = [f"word{'a' * i}" for i in range(200)]
     encoder.encode(texts)
     assert checked == texts[:: shards._CHECK_EVERY]
+
+
+def test_only_the_lines_that_need_it_go_the_slow_way(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the ids are those of the whole text, wherever it is cut."""
+    encoder = BulkEncoder(tokenizer_path)
+    slow: list[str] = []
+    reference = encoder._reference
+
+    class Counting:
+        encode = reference.encode
+
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> object:
+            slow.extend(texts)
+            return reference.encode_batch(texts, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(encoder, "_reference", Counting())
+    text = "one\ntwo  \nl\xa0été\n  «\xa0oui\xa0»\nthree\r\n\n four\n\tfive\n"
+    assert encoded(encoder, ["x", text])[1] == expected_ids(tokenizer_path, [text])[0]
+    assert slow == ["l\xa0été\n  «\xa0oui\xa0»\n"]
+    texts = ["\n".join(lines) for lines in zip(*(draw(seed, 500, 6) for seed in range(3, 9)), strict=True)]
+    assert encoded(encoder, texts) == expected_ids(tokenizer_path, texts)
+    assert len("".join(slow)) < 0.9 * len("".join(texts))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from shard.data import text_files
 from shard.data.document import Document
+from shard.data.row_format import RowFormat
 from shard.data.text_files import cut_text, find_text_files, read_text_files
 from shard.errors import ShardError
 
@@ -32,12 +33,12 @@ def write_parquet(path: Path, **columns: object) -> Path:
 
 
 def read(path: Path, text_column: str = "text") -> list[tuple[str, str]]:
-    return [(document.group, document.text) for document in read_text_files(path, text_column)]
+    return [(document.group, document.text) for document in read_text_files(path, RowFormat(columns=[text_column]))]
 
 
 def message(path: Path, text_column: str = "text") -> str:
     with pytest.raises(ShardError) as caught:
-        list(read_text_files(path, text_column))
+        list(read_text_files(path, RowFormat(columns=[text_column])))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -352,3 +353,25 @@ def test_an_error_comes_after_the_documents_before_it(tmp_path: Path) -> None:
     assert next(documents) == Document("x", "a.jsonl#1")
     with pytest.raises(ShardError):
         next(documents)
+
+
+# Chosen columns
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_columns_and_templates_make_a_document(tmp_path: Path, suffix: str) -> None:
+    rows = [{"title": "One", "body": "first", "n": 1}, {"title": "Two", "body": None if suffix == "parquet" else "2"}]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write(tmp_path, {path.name: "".join(json.dumps(row) + "\n" for row in rows)})
+    columns = list(read_text_files(path, RowFormat(columns=["title", "body"])))
+    assert columns[0] == Document("One\n\nfirst", f"a.{suffix}#1")
+    assert len(columns) == (1 if suffix == "parquet" else 2)  # a null in a column is no document
+    template = list(read_text_files(path, RowFormat(template="# {title}\n{body}")))
+    assert template[0].text == "# One\nfirst"
+    with pytest.raises(ShardError, match=r"no column 'author', only 'title', 'body'"):
+        list(read_text_files(path, RowFormat(columns=["title", "author"])))
+    with pytest.raises(ShardError, match=r"column 'n' holds int(64)?, not (a )?strings?"):
+        list(read_text_files(path, RowFormat(template="{title} {n}")))

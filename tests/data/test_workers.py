@@ -122,6 +122,39 @@ def test_a_piece_that_kills_every_worker_ends_the_work(monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
+def own_pid(number: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def test_processes_stay_for_the_next_work_until_they_are_ended() -> None:
+    workers = Workers(count=2)
+    first, second = set(workers.map(own_pid, range(8))), set(workers.map(own_pid, range(8)))
+    assert second <= first and len(first) == 2 and os.getpid() not in first
+    workers.close()
+    assert not any(map(is_alive, first))
+    assert os.getpid() not in set(workers.map(own_pid, range(8)))  # and begin anew where there is more to do
+    workers.close()
+
+
+def test_a_reader_that_stops_early_ends_the_work(tmp_path: Path) -> None:
+    """A file of gigabytes is not read to its end first."""
+    workers = Workers(count=2)
+    begun = time.monotonic()
+    results = workers.map(note_then_wait_long, [str(tmp_path / str(i)) for i in range(6)])
+    pid = next(results)
+    results.close()
+    assert time.monotonic() - begun < 30 and not is_alive(pid)
+    assert not [path for path in tmp_path.iterdir() if is_alive(int(path.read_text() or 0))]
+
+
+def note_then_wait_long(path: str) -> int:
+    Path(path).write_text(str(os.getpid()))
+    if not path.endswith("0"):
+        time.sleep(60)
+    return os.getpid()
+
+
 PARENT = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -36,6 +36,7 @@ VERBS = {
         *("--temperature", "--top-p", "model", "prompt"),
     ],
     "import": ["--data", "--json", "--out", "--recipe", "--set", "bundle"],
+    "export": ["--dtype", "--json", "--out", "--to", "model"],
     "plan": ["--data", "--hub", "--json", "--mirror", "--no-probe", "--probe", "--set", "recipe"],
     "status": ["--json", "folder"],
     "verify": ["--json", "path"],

@@ -365,6 +365,9 @@ def test_the_bundle_holds_its_files_and_their_sums(bundle: Path) -> None:
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     expected = {"README.md", "recipe.toml", "models/model.pt", "models/pretrain.pt", "models/tokenizer.json"}
     expected |= {f"code/{name}" for name in PUBLISHED_FILES}
+    expected |= {f"gguf/quickstart-{dtype}.gguf" for dtype in ("bf16", "f32", "q8_0")}
+    expected |= {f"hf/{name}.json" for name in ("config", "generation_config", "tokenizer", "tokenizer_config")}
+    expected |= {"hf/model.safetensors"}
     assert files == {*expected, "SHA256SUMS"}
     sums = dict(reversed(line.split("  ", 1)) for line in (bundle / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: hashlib.sha256((bundle / name).read_bytes()).hexdigest() for name in expected}
@@ -432,7 +435,7 @@ def test_the_published_lines_print_what_shard_generate_prints(
 
 def test_the_loading_lines_of_the_card_are_the_published_ones(bundle: Path) -> None:
     """But for weights_only, which is safer, and the comments."""
-    (block,) = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), flags=re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), flags=re.DOTALL)
     code = re.sub(r"\s+#.*", "", block)
     assert code == ON_THE_CPU.replace("weights_only=False", "weights_only=True")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from shard.training import tensors as tensors_module
@@ -46,6 +47,19 @@ def check(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("dtype", list(_TYPES))
 def test_every_type_is_read_back_to_the_bit(tmp_path, dtype):
     check(tmp_path / "x", {"a": fill((3, 5), dtype), "b": fill((), dtype, 1), "c": fill((0, 4), dtype)})
+
+
+def test_metadata_stands_in_the_header_and_changes_no_tensor(tmp_path):
+    tensors = {"a": fill((3, 5), torch.float32), "b": fill((7,), torch.bfloat16)}
+    digest = write_tensors(tmp_path / "x", tensors, {"format": "pt"})
+    assert digest == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    with safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    loaded = load_file(tmp_path / "x")
+    assert {n: bits(t) for n, t in loaded.items()} == {n: bits(t) for n, t in tensors.items()}
+    write_tensors(tmp_path / "y", tensors)
+    with safe_open(tmp_path / "y", "pt") as file:
+        assert file.metadata() is None
 
 
 def test_odd_ones_together(tmp_path):

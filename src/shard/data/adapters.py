@@ -8,16 +8,16 @@ decides what is too much.
 import io
 import json
 import re
-import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, NoReturn
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from shard.data.settings import HubSource, Table
+from shard.data.row_format import TEXT, Row, RowError, RowFormat
+from shard.data.settings import HubSource, TextSource
 from shard.data.text_files import BATCH_ROWS, LINE_CHARACTERS, SCAN_BYTES, SURROGATES
 from shard.errors import ShardError
 
@@ -25,7 +25,8 @@ SUPPORTED = re.compile(r".*\.(parquet|jsonl?(\.gz|\.zst)?)", re.IGNORECASE | re.
 ARRAY_CHARACTERS = 1 << 16  # read at a time of a JSON array
 SEPARATORS = re.compile(r"[\s,]*")
 
-Row = Mapping[str, Any]
+TEXT_PER_BYTE = {".parquet": 2.6, ".gz": 3.5, ".zst": 4.0}
+"""Bytes of text in a byte of a file; in others one. Of prose in zstd parquet with some columns that are not read."""
 
 
 class BrokenFile(ShardError):  # noqa: N818, it is the file that is broken
@@ -63,90 +64,9 @@ class BrokenRows:
         return self.reasons.total()
 
 
-class RowError(Exception):
-    """A row without text: `reason` to count it under, and what exactly is wrong."""
-
-    def __init__(self, reason: str, words: str | None = None) -> None:
-        super().__init__(words or reason)
-        self.reason = reason
-
-
-class RowFormat(Table):
-    """How a row becomes a document: by one of `columns`, `template` and `kind`."""
-
-    columns: list[str] | None = Field(default=None, min_length=1)
-    """These columns, an empty line between them."""
-    template: str | None = None
-    """A text with {column} in it; {{ and }} are braces."""
-    kind: Literal["multiple_choice"] | None = None
-    """The columns question, choices (text, label) and answerKey, as in ARC: written out, with the right answer."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "RowFormat":
-        if sum(way is not None for way in (self.columns, self.template, self.kind)) != 1:
-            raise ValueError("a row needs one of columns, template and kind")
-        if self.template is not None and not any(name for _, name in _parse_template(self.template)):
-            raise ValueError(f"template {self.template!r} has no {{column}} in it")
-        return self
-
-    def needed(self) -> list[str]:
-        """The columns to read."""
-        if self.kind is not None:
-            return ["question", "choices", "answerKey"]
-        if self.columns is not None:
-            return list(dict.fromkeys(self.columns))
-        return list(dict.fromkeys(name for _, name in _parse_template(self.template or "") if name))
-
-    def writer(self) -> Callable[[Row], str]:
-        """The function that makes a document of a row; it raises RowError."""
-        if self.kind is not None:
-            return write_multiple_choice
-        if self.columns is not None:
-            columns = self.columns
-            return lambda row: "\n\n".join(_text(row, name) for name in columns)
-        parts = _parse_template(self.template or "")
-        return lambda row: "".join(literal + (_text(row, name) if name else "") for literal, name in parts)
-
-
-def _parse_template(template: str) -> list[tuple[str, str]]:
-    """(literal text, column after it or "") of a template. ValueError for all that str.format would do beyond that."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}: write {{{{ and }}}} for braces") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (not name or spec or conversion or any(mark in name for mark in ".[]{}")):
-            raise ValueError(f"template {template!r}: only a {{column}} may stand in braces: {{{{ and }}}} give braces")
-    return [(literal, name or "") for literal, name, _, _ in parts]
-
-
-def _text(row: Row, name: str) -> str:
-    if name not in row:
-        raise RowError("no column", f"no column {name!r}")
-    value = row[name]
-    if value is None:
-        raise RowError("null", f"column {name!r} is null")
-    if not isinstance(value, str):
-        raise RowError("not a string", f"column {name!r} holds {type(value).__name__}")
-    return value
-
-
-def write_multiple_choice(row: Row) -> str:
-    """A question, its choices behind their labels as the file has them (A, B, ... or 1, 2, ...), and the answer."""
-    question, key, choices = _text(row, "question"), _text(row, "answerKey"), row.get("choices")
-    texts, labels = [_strings(choices, name) for name in ("text", "label")]
-    if not texts or len(texts) != len(labels):
-        raise RowError("choices", "column 'choices' does not hold as many labels as texts")
-    if labels.count(key) != 1:
-        raise RowError("no answer", f"the answer {key!r} is not one of {', '.join(labels)}")
-    lines = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
-    return f"{question}\n\n" + "\n".join(lines) + f"\n\nAnswer: {lines[labels.index(key)]}"
-
-
-def _strings(struct: Any, name: str) -> list[str]:
-    """A list of strings in a struct; empty where there is none."""
-    values = struct.get(name) if isinstance(struct, Mapping) else None
-    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
+def estimate_text(name: str, size: int) -> float:
+    """About how much text there is in a file of so many bytes, by the end of its name."""
+    return size * TEXT_PER_BYTE.get(Path(name).suffix.lower(), 1.0)
 
 
 def read_documents(path: Path, row_format: RowFormat, broken: BrokenRows) -> Iterator[tuple[int, str]]:
@@ -295,16 +215,19 @@ def _fail_no_column(path: Path, name: str, columns: Iterable[str]) -> NoReturn:
 # What is known
 
 
-def format_of(source: HubSource) -> RowFormat:
+def format_of(source: HubSource | TextSource) -> RowFormat:
     """How the rows of a source become documents: as the recipe says, else as is known. ShardError for neither."""
-    if source.columns is None and source.template is None and source.rows is None:
-        return _known(source).row_format
+    rows = source.rows if isinstance(source, HubSource) else None
+    if source.columns is None and source.template is None and rows is None:
+        return _known(source).row_format if isinstance(source, HubSource) else RowFormat(columns=[source.text_column])
     columns = None if source.columns is None else list(source.columns)
     try:
-        return RowFormat(columns=columns, template=source.template, kind=source.rows)
+        return RowFormat(columns=columns, template=source.template, kind=rows)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ShardError(f"the source {source.repository}: {reason}") from None
+        raise ShardError(
+            f"the source {source.repository if isinstance(source, HubSource) else source.path}: {reason}"
+        ) from None
 
 
 def pattern_of(source: HubSource) -> str | tuple[str, ...]:
@@ -330,8 +253,6 @@ class KnownRepository:
     license: str
     notes: str = ""
 
-
-TEXT = RowFormat(columns=["text"])
 
 KNOWN: dict[str, KnownRepository] = {
     "open-web-math/open-web-math": KnownRepository(files="data/*.parquet", row_format=TEXT, license="odc-by"),

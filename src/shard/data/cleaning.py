@@ -54,6 +54,11 @@ class Cleaned:
     reason: str | None = None
 
 
+def unusual(text: str) -> str:
+    """All but printable ASCII, "\\n" and "\\t": little or nothing of most texts, so that searching it takes no time."""
+    return text.encode("utf-8", "surrogatepass").translate(None, ORDINARY).decode("utf-8", "surrogatepass")
+
+
 class Cleaner:
     """Cleans text by text; holds no state but its settings."""
 
@@ -62,10 +67,10 @@ class Cleaner:
 
     def clean(self, text: str) -> Cleaned:
         """Repair a text and judge it. Never raises; cleaning what was kept changes nothing."""
-        reason, unusual = None, _unusual(text)
-        if SUSPICIOUS.search(unusual):
+        reason, rest = None, unusual(text)
+        if SUSPICIOUS.search(rest):
             limit = self.settings.max_control_share
-            if limit is not None and len(UNREADABLE.findall(unusual)) > limit * len(text):
+            if limit is not None and len(UNREADABLE.findall(rest)) > limit * len(text):
                 reason = CONTROL
             text, is_whole = self._repair(text)
             reason = reason or (None if is_whole else CONTROL)
@@ -75,12 +80,12 @@ class Cleaner:
     def _repair(self, text: str) -> tuple[str, bool]:
         """The text without damage, and whether it came to that."""
         for _ in range(NUM_REPAIRS):
-            repaired, unusual = text, _unusual(text)
-            if LINE_ENDS.search(unusual):
+            repaired, rest = text, unusual(text)
+            if LINE_ENDS.search(rest):
                 repaired = LINE_ENDS.sub("\n", repaired)
-            if self.settings.repair_unicode and MOJIBAKE.search(unusual):
+            if self.settings.repair_unicode and MOJIBAKE.search(rest):
                 repaired = _undo_wrong_decoding(repaired)
-            if CONTROLS.search(unusual):
+            if CONTROLS.search(rest):
                 repaired = CONTROLS.sub("", repaired)
             repaired = _strip(repaired)
             if repaired == text:
@@ -101,8 +106,9 @@ class Cleaner:
         if settings.max_line_characters is not None and self._has_long_lines(text, settings.max_line_characters):
             return LONG_LINES
         if settings.max_symbol_share is not None:
-            solid = len(data.translate(None, SPACES))
-            if solid - len(data.translate(None, SPACES + PUNCTUATION)) > settings.max_symbol_share * solid:
+            num_others, least = len(data.translate(None, SPACES + PUNCTUATION)), 1 - settings.max_symbol_share
+            # The second count is needed only where white space decides.
+            if num_others < least * len(data) and num_others < least * len(data.translate(None, SPACES)):
                 return SYMBOLS
         if settings.max_duplicate_share is not None and duplicate_share(text) > settings.max_duplicate_share:
             return REPETITION
@@ -113,12 +119,12 @@ class Cleaner:
         return None
 
     def _has_long_lines(self, text: str, limit: int) -> bool:
-        if len(text) <= limit:
+        if len(text) <= limit or max(map(len, lines := text.split("\n"))) <= limit:
             return False
         # ASCII only: languages without spaces have lines that look like one word.
         num_long = sum(
             len(line)
-            for line in text.split("\n")
+            for line in lines
             if len(line) > limit and line.isascii() and len(line) > WORD_CHARACTERS * len(line.split())
         )
         return num_long > self.settings.max_long_line_share * len(text)
@@ -129,7 +135,7 @@ def duplicate_share(text: str) -> float:
     parts = text.replace(". ", "\n").split("\n")
     if len(set(parts)) > len(parts) - max(1, parts.count("")):  # no two alike but empty ones
         return 0.0
-    return sum(len(part.strip()) * (count - 1) for part, count in Counter(parts).items()) / len(text)
+    return sum(len(part.strip()) * (count - 1) for part, count in Counter(parts).items() if count > 1) / len(text)
 
 
 def has_frequent_ngram(text: str, limit: float) -> bool:
@@ -140,10 +146,12 @@ def has_frequent_ngram(text: str, limit: float) -> bool:
     if len(set(sample)) > MAX_DISTINCT_SHARE * len(sample):
         return False
     words = text.split()
-    if max(Counter(words).values(), default=0) < MIN_NGRAMS:
-        return False
     total = sum(map(len, words))
+    # A sequence makes no more of a text than its words together; to count all sequences takes longest.
+    heaviest = max((count * len(word) for word, count in Counter(words).items() if count >= MIN_NGRAMS), default=0)
     for n in NGRAMS:
+        if n * heaviest <= limit * total:
+            continue
         for sequence, count in Counter(zip(*(words[i:] for i in range(n)), strict=False)).most_common(1):
             if count >= MIN_NGRAMS and count * sum(map(len, sequence)) > limit * total:
                 return True
@@ -156,11 +164,6 @@ def is_english(text: str) -> bool:
         return False
     words = text.lower().split()
     return len(words) < MIN_WORDS or sum(map(STOP_WORDS.__contains__, words)) >= MIN_STOP_WORD_SHARE * len(words)
-
-
-def _unusual(text: str) -> str:
-    """All but printable ASCII, "\\n" and "\\t": little or nothing of most texts, so that searching it takes no time."""
-    return text.encode("utf-8", "surrogatepass").translate(None, ORDINARY).decode("utf-8", "surrogatepass")
 
 
 def _strip(text: str) -> str:

@@ -11,8 +11,9 @@ share one threshold, so that a group is on the same side in all of them.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shard.data.exact_duplicates import find_exact_duplicates
-from shard.data.inventory import Inventory
+from shard.data.inventory import Inventory, count_needed
 from shard.data.near_duplicates import find_near_duplicates
 from shard.data.settings import AnySource, DataSettings, InstalledSource
-from shard.data.units import EXAMPLE_CHARACTERS, Unit, UnitLedger, prepare_unit
+from shard.data.units import EXAMPLE_CHARACTERS, RAW, Unit, UnitLedger, prepare_unit
 from shard.data.workers import Workers
 from shard.errors import ShardError
 from shard.files import atomic_open, read_json, sha256_of, write_json
@@ -33,6 +34,7 @@ from shard.units import format_size
 
 TRAIN, HELDOUT, LEDGER, DOCUMENTS = "train", "heldout.jsonl", "documents.json", "documents"
 DROPPED, ON_TRAIN, ON_HELDOUT = 0, 1, 2
+_CACHED_GROUPS = 32  # row groups whose texts are kept while near duplicates are compared
 _ROW_BITS = 32  # of the number of a document: below them its row, above them its unit
 
 
@@ -93,11 +95,14 @@ def collect_documents(
     folder: Path,
     workers: Workers | None = None,
     mirror: Path | None = None,
+    *,
+    before: Callable[[Inventory], object] = lambda inventory: None,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Ledger]:
     """Write what the top of this module lists; the ledgers, by source. Units that are done are not done again.
 
     A kill at any moment leaves each source with no ledger, or with the whole of what its ledger lists: the old ledgers
-    go first, the new ones come last.
+    go first, the new ones come last. `before` is called with what there is to read, `progress` with where it stands.
 
     Memory: 13 bytes for each document, and what a batch of each worker takes. Raises ShardError for a source that
     cannot be read, or is too small to hold anything out.
@@ -105,11 +110,13 @@ def collect_documents(
     for name in sources:
         (folder / name / LEDGER).unlink(missing_ok=True)
     inventory = Inventory.take(sources, settings, seed, folder, mirror)
-    parts = _prepare(sources, inventory.units, workers or Workers())
+    before(inventory)
+    parts = _prepare(sources, inventory.units, workers or Workers(), progress)
     ledgers = {name: _add_up(source, parts[name], inventory) for name, source in sources.items()}
     for name, source in sources.items():
-        _limit(source.max_documents, source.max_bytes, parts[name], ledgers[name])
+        _limit(source.max_documents, source.most_bytes, parts[name], ledgers[name])
     everything = [part for name in sources for part in parts[name]]
+    progress(f"looking for duplicates among {sum(len(part.sizes) for part in everything):,} documents")
     _drop_exact_duplicates(everything, ledgers, folder)
     _drop_near_duplicates(everything, ledgers, folder, settings.near_duplicate_threshold)
     thresholds: dict[str, int] = defaultdict(int)
@@ -173,27 +180,55 @@ def read_ledger(folder: Path) -> dict[str, Any]:
 
 
 def _prepare(
-    sources: Mapping[str, AnySource], units: Mapping[str, list[Unit]], workers: Workers
+    sources: Mapping[str, AnySource],
+    units: Mapping[str, list[Unit]],
+    workers: Workers,
+    progress: Callable[[str], object],
 ) -> dict[str, list[_Part]]:
     """Prepare the units; of a source with a limit no more than it takes."""
+    num_read = num_bytes = 0
+
+    def read(unit: Unit, ledger: UnitLedger) -> _Part:
+        nonlocal num_read, num_bytes
+        num_read, num_bytes = num_read + 1, num_bytes + ledger.bytes_read
+        progress(
+            f"{num_read:,} files read, {format_size(num_bytes)} of text; the last was {unit.source_name}/{unit.name}"
+        )
+        return _Part.read(unit, ledger)
+
     parts: dict[str, list[_Part]] = {name: [] for name in sources}
     limited = [name for name, source in sources.items() if source.is_limited and len(units[name]) > 1]
     free = [unit for name in sources if name not in limited for unit in units[name]]
     for unit, ledger in zip(free, workers.map(prepare_unit, free), strict=True):
-        parts[unit.source_name].append(_Part.read(unit, ledger))
+        parts[unit.source_name].append(read(unit, ledger))
     for name in limited:
-        num_documents = num_bytes = 0
-        for unit, ledger in zip(units[name], workers.map(prepare_unit, units[name]), strict=False):
-            parts[name].append(_Part.read(unit, ledger))
-            num_documents, num_bytes = num_documents + ledger.documents, num_bytes + ledger.bytes
-            source = sources[name]
-            if num_documents >= (source.max_documents or 2**63) or num_bytes >= (source.max_bytes or 2**63):
-                break
+        parts[name] = _prepare_enough(sources[name], units[name], workers, read)
     for its_parts in parts.values():
-        kept = {part.unit.path.stem for part in its_parts}
-        for path in its_parts[0].unit.path.parent.glob("[0-9]*"):
+        folder, kept = its_parts[0].unit.path.parent, {part.unit.path.stem for part in its_parts}
+        for path in folder.iterdir():
             if path.stem not in kept:  # done ahead by other workers, or of text that is gone
                 path.unlink()
+        if not its_parts[0].unit.settings.keep_raw:
+            shutil.rmtree(folder.with_name(RAW), ignore_errors=True)
+    return parts
+
+
+def _prepare_enough(
+    source: AnySource, units: list[Unit], workers: Workers, read: Callable[[Unit, UnitLedger], _Part]
+) -> list[_Part]:
+    """The first units, until a limit of their source is reached: no more are begun than are likely to be needed, since
+    each may be a download of gigabytes.
+    """
+    parts: list[_Part] = []
+    num_documents = num_bytes = 0
+    while len(parts) < len(units) and not source.has_enough(num_documents, num_bytes):
+        rest = units[len(parts) :]
+        begun = rest[: count_needed(source, (unit.likely_bytes for unit in rest), num_documents, num_bytes)]
+        for unit, ledger in zip(begun, workers.map(prepare_unit, begun), strict=False):
+            parts.append(read(unit, ledger))
+            num_documents, num_bytes = num_documents + ledger.documents, num_bytes + ledger.bytes
+            if source.has_enough(num_documents, num_bytes):
+                break
     return parts
 
 
@@ -244,7 +279,7 @@ def _drop(parts: list[_Part], ledgers: Mapping[str, Ledger], documents: Iterable
         ledger = ledgers[part.unit.source_name]
         ledger.dropped[reason] += 1
         if reason not in ledger.examples:
-            ledger.examples[reason] = _texts(parts, [document])[0][:EXAMPLE_CHARACTERS]
+            ledger.examples[reason] = _Texts(parts).get([document])[0][:EXAMPLE_CHARACTERS]
 
 
 def _drop_exact_duplicates(parts: list[_Part], ledgers: Mapping[str, Ledger], folder: Path) -> None:
@@ -255,30 +290,46 @@ def _drop_exact_duplicates(parts: list[_Part], ledgers: Mapping[str, Ledger], fo
 
 def _drop_near_duplicates(parts: list[_Part], ledgers: Mapping[str, Ledger], folder: Path, threshold: float) -> None:
     looked_at = [part for part in parts if part.unit.source.near_duplicates == "drop"]
-    found = find_near_duplicates(
-        _numbered(looked_at, "bands"), lambda documents: _texts(looked_at, documents), folder, threshold=threshold
-    )
+    found = find_near_duplicates(_numbered(looked_at, "bands"), _Texts(looked_at).get, folder, threshold=threshold)
     _drop(looked_at, ledgers, (duplicate.document for duplicate in found), "near duplicate")
 
 
-def _texts(parts: list[_Part], documents: list[int]) -> list[str]:
-    """The texts of some documents: each row group that holds any of them is read once."""
-    wanted: dict[int, list[int]] = defaultdict(list)
-    for place, document in enumerate(documents):
-        wanted[document >> _ROW_BITS].append(place)
-    texts = [""] * len(documents)
-    for number, places in wanted.items():
-        rows = [documents[place] & (2**_ROW_BITS - 1) for place in places]
-        with pq.ParquetFile(parts[number].unit.path, memory_map=True) as parquet:
-            groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum(groups)])
-            group_of = np.searchsorted(starts, rows, "right") - 1
-            for group in sorted(set(group_of.tolist())):
-                column = parquet.read_row_group(group, columns=["text"]).column(0)
-                for place, row, its_group in zip(places, rows, group_of, strict=True):
-                    if its_group == group:
-                        texts[place] = column[row - int(starts[group])].as_py()
-    return texts
+class _Texts:
+    """The texts of any documents. Those of one row group are often asked for together: the last groups stay."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self._parts = parts
+        self._opened: dict[int, tuple[Any, NDArray[np.int64]]] = {}
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+
+    def get(self, documents: list[int]) -> list[str]:
+        """In the order of the numbers."""
+        texts = [""] * len(documents)
+        for place in sorted(range(len(documents)), key=documents.__getitem__):
+            number, row = documents[place] >> _ROW_BITS, documents[place] & (2**_ROW_BITS - 1)
+            starts = self._open(number)[1]
+            group = int(np.searchsorted(starts, row, "right")) - 1
+            texts[place] = self._group(number, group)[row - int(starts[group])].as_py()
+        return texts
+
+    def _open(self, number: int) -> tuple[Any, NDArray[np.int64]]:
+        """What a unit's file says of itself, and the first row of each of its row groups."""
+        if number not in self._opened:
+            metadata = pq.read_metadata(self._parts[number].unit.path)
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._opened[number] = metadata, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return self._opened[number]
+
+    def _group(self, number: int, group: int) -> Any:
+        key = (number, group)
+        if key not in self._groups:
+            path, metadata = self._parts[number].unit.path, self._open(number)[0]
+            with pq.ParquetFile(path, metadata=metadata, memory_map=True) as parquet:
+                self._groups[key] = parquet.read_row_group(group, columns=["text"], use_threads=False).column(0)
+            if len(self._groups) > _CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
 
 
 def _threshold(name: str, parts: list[_Part], settings: DataSettings) -> int:

@@ -56,7 +56,8 @@ class RecordFiles:
         if not self._waiting:
             return
         numbers = np.concatenate([numbers for numbers, _ in self._waiting])
-        order = np.argsort(numbers, kind="stable")
+        # numpy sorts small integers by counting.
+        order = np.argsort(numbers.astype(np.uint16) if numbers.max() < 2**16 else numbers, kind="stable")
         records = np.concatenate([records for _, records in self._waiting])[order]
         present, starts = np.unique(numbers[order], return_index=True)
         for number, piece in zip(present.tolist(), np.split(records, starts[1:]), strict=True):

@@ -1,6 +1,8 @@
 """What there is to read: the units of each source, the revision of each repository, and the test questions."""
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from typing import Any
 from shard.data.adapters import pattern_of
 from shard.data.hub import Listing, RemoteFile, fetch, list_files
 from shard.data.installed import package_versions
-from shard.data.settings import AnySource, DataSettings, HubSource, InstalledSource, TextSource
+from shard.data.settings import AnySource, DataSettings, HubSource, InstalledSource, Source, TextSource
 from shard.data.text_files import find_text_files, name_of
 from shard.data.units import Unit
 from shard.errors import ShardError
 from shard.files import read_json, sha256_of, write_json
 from shard.provenance import fingerprint
 
+LIKELY_DOCUMENT_BYTES = 2000
+"""Text of a document, about, where a source is limited by their number."""
 UNIT_BYTES = 2**26
 """Local files are put together into units of about so much."""
 KNOWN_EVALUATION_SETS: dict[str, tuple[str, ...]] = {
@@ -59,9 +63,10 @@ class Inventory:
                         source.repository, source.revision, pattern_of(source), folder / name / LISTING, mirror
                     )
                     inventory.origins[name] = {"repository": source.repository, "revision": listing.revision}
+                    files = in_turns(listing.files) if source.is_limited else listing.files
                     inventory.units[name] = [
                         Unit(**common, number=i, name=file.path, remote=file, revision=listing.revision)
-                        for i, file in enumerate(listing.files)
+                        for i, file in enumerate(files)
                     ]
                 case TextSource():
                     inventory.units[name] = _text_units(source, common)
@@ -71,6 +76,34 @@ class Inventory:
                     versions = fingerprint(inventory.origins[name])
                     inventory.units[name] = [Unit(**common, number=0, name=name, revision=versions)]
         return inventory
+
+
+def count_needed(source: Source, likely_bytes: Iterable[float], num_documents: int = 0, num_bytes: int = 0) -> int:
+    """How many of the next files, with about so much text each, it is likely to take to a limit of their source, after
+    so many documents with so much text: at least one.
+    """
+    more_documents = (source.max_documents or math.inf) - num_documents
+    wanted = min((source.most_bytes or math.inf) - num_bytes, more_documents * LIKELY_DOCUMENT_BYTES)
+    count = 0
+    for likely in likely_bytes:
+        count += 1
+        wanted -= likely
+        if wanted <= 0:
+            break
+    return count
+
+
+def in_turns(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """One file of each folder, then the second of each, ...: what is read of a source with a limit holds some of all
+    its parts, not the whole of the first.
+    """
+    number_in_folder: Counter[str] = Counter()
+    keys = {}
+    for file in files:
+        folder = file.path.rpartition("/")[0]
+        keys[file] = (number_in_folder[folder], file.path)
+        number_in_folder[folder] += 1
+    return sorted(keys, key=lambda file: keys[file])
 
 
 def _text_units(source: TextSource, common: dict[str, Any]) -> list[Unit]:

@@ -69,12 +69,3 @@ class Mixture:
                 indices[in_epoch] = permute(indices[in_epoch], int(size), self._key("epoch", name, epoch))
             sequences[of_source] = indices
         return [(names[i], index) for i, index in zip(which.tolist(), sequences.tolist(), strict=True)]
-
-    def epochs(self, num_places: int) -> dict[str, float]:
-        """How often each source is read in a stage of so many sequences."""
-        total = sum(self.weights.values())
-        return {
-            name: num_places * weight / total / self.num_sequences[name]
-            for name, weight in self.weights.items()
-            if weight > 0
-        }

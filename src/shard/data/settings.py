@@ -1,11 +1,15 @@
 """The tables [tokenizer], [data] and [sources.NAME] of a recipe."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shard.units import Size
+
+MOST_BYTES_PER_TOKEN = 8
+"""More text than a token of any vocabulary holds on average: 3.7 bytes of English for 8,192 tokens, 4.6 for 262,144."""
 
 
 class Table(BaseModel):
@@ -102,16 +106,28 @@ class Source(Table):
     max_documents: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Keep at most so many documents, before duplicates are dropped."""
     max_tokens: Annotated[int, Field(ge=1, le=2**60)] | None = None
-    """Write at most so many tokens."""
+    """Write at most so many tokens, and read no more than MOST_BYTES_PER_TOKEN times as many bytes of text for them."""
+    max_epochs: Annotated[float, Field(gt=0, le=2**20)] | None = None
+    """Refuse to train where all stages together would read it more often."""
     clean: CleanSettings | Literal["off"] = "off"
     """How its text is cleaned."""
     near_duplicates: Literal["drop", "keep"] = "keep"
     """Whether documents that are nearly equal to an earlier one are dropped; equal ones always are."""
 
     @property
+    def most_bytes(self) -> int | None:
+        """Text to keep at most, by max_bytes and max_tokens."""
+        limits = [self.max_bytes, None if self.max_tokens is None else self.max_tokens * MOST_BYTES_PER_TOKEN]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
     def is_limited(self) -> bool:
         """Whether reading may end before all of it is read."""
-        return self.max_bytes is not None or self.max_documents is not None
+        return self.most_bytes is not None or self.max_documents is not None
+
+    def has_enough(self, documents: int, num_bytes: int) -> bool:
+        """Whether so many documents with so much text reach a limit."""
+        return documents >= (self.max_documents or math.inf) or num_bytes >= (self.most_bytes or math.inf)
 
 
 class InstalledSource(Source):
@@ -136,6 +152,11 @@ class TextSource(Source):
     kind: Literal["text"]
     path: str
     text_column: str = "text"
+    """The field of a .jsonl line, or the column of a .parquet file, that holds the text."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Instead of text_column: columns that make a document, an empty line between them."""
+    template: str | None = None
+    """Instead of text_column: a text with {column} in it."""
     clean: CleanSettings | Literal["off"] = CleanSettings(min_characters=1)
     near_duplicates: Literal["drop", "keep"] = "drop"
 

@@ -3,8 +3,8 @@
 What a document is, and its group (numbers count from 1; `name` is the path relative to the folder given):
 
     .txt, .md   up to 1 MiB: the file, "name"; above: pieces of at most 64 KiB, "name#piece"
-    .jsonl      a line, "name#line": an object that holds the text in the text column
-    .parquet    a row, "name#row": null texts are skipped
+    .jsonl      a line, "name#line": an object that holds the text in the chosen columns
+    .parquet    a row, "name#row": rows with a null in these columns are skipped
 
 A .txt or .md file that is the whole corpus is always cut, else there would be nothing to hold out: up to
 1 MiB into pieces of at most 8 KiB, above of at most a 128th of the file or 64 KiB, whichever is less.
@@ -16,11 +16,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from shard.data.document import Document
+from shard.data.row_format import TEXT, Row, RowFormat
 from shard.errors import ShardError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -31,6 +32,7 @@ LONE_NUM_PIECES = 128  # enough pieces that a share of one percent is not empty
 LINE_CHARACTERS = 1 << 26  # a longer line is hardly JSON Lines, and must not fill the memory
 BATCH_ROWS = 256
 SCAN_BYTES = 1 << 16
+CHOOSE_COLUMNS = "set sources.NAME.text_column"
 
 SURROGATES = re.compile(r"[\ud800-\udfff]")
 
@@ -61,16 +63,16 @@ def find_text_files(path: Path) -> list[Path]:
     return files
 
 
-def read_text_files(path: Path, text_column: str = "text") -> Iterator[Document]:
+def read_text_files(path: Path, row_format: RowFormat = TEXT) -> Iterator[Document]:
     """The documents of a file or folder, in the order of `find_text_files`; see the top of this module.
 
-    In .txt and .md files line ends become "\\n" and a byte order mark is dropped. `text_column` is the field
-    of a .jsonl line or the column of a .parquet file that holds the text.
+    In .txt and .md files line ends become "\\n" and a byte order mark is dropped. `row_format` says how a .jsonl line
+    or a row of a .parquet file becomes a document.
     Raises ShardError, which names the file and the place in it, for whatever cannot be read.
     """
     files = find_text_files(path)
     for file in files:
-        yield from read_text_file(file, name_of(file, path), text_column, is_lone=len(files) == 1)
+        yield from read_text_file(file, name_of(file, path), row_format, is_lone=len(files) == 1)
 
 
 def name_of(file: Path, path: Path) -> str:
@@ -79,14 +81,14 @@ def name_of(file: Path, path: Path) -> str:
     return _replace_surrogates(file.name if file == path else file.relative_to(path).as_posix())
 
 
-def read_text_file(file: Path, name: str, text_column: str, is_lone: bool) -> Iterator[Document]:
+def read_text_file(file: Path, name: str, row_format: RowFormat, is_lone: bool) -> Iterator[Document]:
     """The documents of one file, which is called `name`; `is_lone` where it is the whole corpus."""
     try:
         match file.suffix.lower():
             case ".jsonl":
-                yield from _read_jsonl(file, name, text_column)
+                yield from _read_jsonl(file, name, row_format)
             case ".parquet":
-                yield from _read_parquet(file, name, text_column)
+                yield from _read_parquet(file, name, row_format)
             case _:
                 yield from _read_prose(file, name, is_lone)
     except UnicodeDecodeError:
@@ -134,8 +136,9 @@ def _read_prose(file: Path, name: str, is_lone: bool) -> Iterator[Document]:
             yield Document(piece, f"{name}#{number}")
 
 
-def _read_jsonl(file: Path, name: str, text_column: str) -> Iterator[Document]:
+def _read_jsonl(file: Path, name: str, row_format: RowFormat) -> Iterator[Document]:
     # Only "\n" ends a line: a carriage return may stand between two tokens of JSON.
+    write = row_format.writer()
     with file.open(encoding="utf-8-sig", newline="\n") as stream:
         lines = iter(lambda: stream.readline(LINE_CHARACTERS), "")
         for number, line in enumerate(lines, 1):
@@ -143,28 +146,28 @@ def _read_jsonl(file: Path, name: str, text_column: str) -> Iterator[Document]:
             if len(line) == LINE_CHARACTERS:
                 raise ShardError(f"{place}: longer than {LINE_CHARACTERS} characters: write one document a line")
             if line.strip():
-                yield Document(_parse_line(line, place, text_column), f"{name}#{number}")
+                yield Document(_parse_line(line, place, row_format.needed(), write), f"{name}#{number}")
 
 
-def _parse_line(line: str, place: str, text_column: str) -> str:
+def _parse_line(line: str, place: str, columns: list[str], write: Callable[[Row], str]) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{place}: not JSON ({error}): repair or remove the line") from None
     if not isinstance(row, dict):
-        raise ShardError(f'{place}: JSON, but not an object: write {{"{text_column}": "..."}}, one a line')
-    if text_column not in row:
-        _fail_no_column(place, text_column, row)
-    text = row[text_column]
-    if not isinstance(text, str):
-        raise ShardError(
-            f"{place}: column {text_column!r} holds {type(text).__name__}, not a string: "
-            "repair the line, or set sources.NAME.text_column"
-        )
-    return _replace_surrogates(text)
+        raise ShardError(f'{place}: JSON, but not an object: write {{"{columns[0]}": "..."}}, one a line')
+    for column in columns:
+        if column not in row:
+            _fail_no_column(place, column, row)
+        if not isinstance(row[column], str):
+            raise ShardError(
+                f"{place}: column {column!r} holds {type(row[column]).__name__}, not a string: "
+                f"repair the line, or {CHOOSE_COLUMNS}"
+            )
+    return _replace_surrogates(write(row))
 
 
-def _read_parquet(file: Path, name: str, text_column: str) -> Iterator[Document]:
+def _read_parquet(file: Path, name: str, row_format: RowFormat) -> Iterator[Document]:
     # Imported here: the command line has to start fast, and most corpora hold no parquet.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -173,21 +176,20 @@ def _read_parquet(file: Path, name: str, text_column: str) -> Iterator[Document]
         try:
             # Both make pyarrow stream a column; else it holds a row group, often the whole file.
             parquet = pq.ParquetFile(stream, buffer_size=SCAN_BYTES, pre_buffer=False)
-            schema = parquet.schema_arrow
-            if schema.names.count(text_column) != 1:
-                _fail_no_column(str(file), text_column, schema.names)
-            kind = schema.field(text_column).type
-            values = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-                raise ShardError(
-                    f"{file}: column {text_column!r} holds {kind}, not strings: set sources.NAME.text_column"
-                )
+            schema, columns, write = parquet.schema_arrow, row_format.needed(), row_format.writer()
+            for column in columns:
+                if schema.names.count(column) != 1:
+                    _fail_no_column(str(file), column, schema.names)
+                kind = schema.field(column).type
+                values = kind.value_type if pa.types.is_dictionary(kind) else kind
+                if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+                    raise ShardError(f"{file}: column {column!r} holds {kind}, not strings: {CHOOSE_COLUMNS}")
             number = 0
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[text_column]):
-                for text in batch.column(0).to_pylist():
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                for row in batch.to_pylist():
                     number += 1
-                    if text is not None:
-                        yield Document(text, f"{name}#{number}")
+                    if all(row[column] is not None for column in columns):
+                        yield Document(write(row), f"{name}#{number}")
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             raise ShardError(
@@ -244,9 +246,9 @@ def _fail_unreadable(path: Path, error: OSError) -> NoReturn:
     ) from error
 
 
-def _fail_no_column(place: str, text_column: str, columns: Iterable[str]) -> NoReturn:
+def _fail_no_column(place: str, column: str, columns: Iterable[str]) -> NoReturn:
     listed = ", ".join(map(repr, columns)) or "none"
-    raise ShardError(f"{place}: no column {text_column!r}, only {listed}: set sources.NAME.text_column")
+    raise ShardError(f"{place}: no column {column!r}, only {listed}: {CHOOSE_COLUMNS}")
 
 
 def _fail_not_utf8(file: Path) -> NoReturn:

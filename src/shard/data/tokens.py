@@ -7,7 +7,7 @@ Memory: 512 documents at a time in each worker, and one shard where they are joi
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -76,6 +76,7 @@ def tokenize_sources(
     shard_bytes: int,
     max_tokens: Mapping[str, int | None],
     workers: Workers,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
     """Write the shards and the ledger of every source (name -> its folder); the ledgers. Units that are done are not
     done again.
@@ -96,7 +97,10 @@ def tokenize_sources(
     done = workers.map(tokenize_unit, [unit for its_units in units.values() for unit in its_units])
     ledgers = {}
     for name, folder in folders.items():
-        parts = list(zip(units[name], islice(done, len(units[name])), strict=True))
+        parts = []
+        for unit, ledger in zip(units[name], islice(done, len(units[name])), strict=True):
+            parts.append((unit, ledger))
+            progress(f"tokenising {name}, {len(parts):,} of {len(units[name]):,} files")
         ledgers[name] = _join(folder, parts, shard_bytes, max_tokens[name])
         shutil.rmtree(folder / TOKENS)
     return ledgers

@@ -11,7 +11,8 @@ unit gives depends on nothing but its settings and its input, so that any worker
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shard.data.adapters import BrokenFile, BrokenRows, format_of, read_documents
+from shard.data.adapters import BrokenFile, BrokenRows, estimate_text, format_of, read_documents
 from shard.data.cleaning import EMPTY, Cleaned, Cleaner
 from shard.data.decontamination import Contamination, read_arc, read_prompts
 from shard.data.document import Document
@@ -38,10 +40,19 @@ from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.provenance import fingerprint
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**22
-"""Documents looked at together, and a row group of the file: at most so many, of at most about so much text."""
+"""Documents looked at together: at most so many, of at most about so much text."""
+GROUP_DOCUMENTS = 250
+"""Documents in a row group of the file: what is read to see the text of one of them."""
 EXAMPLE_CHARACTERS = 200
 RAW = "raw"
 """Where downloaded files are."""
+_COMPRESSION = {
+    "text": "zstd",
+    "bytes": "zstd",
+    "position": "none",
+    "exact.list.element": "none",
+    "bands.list.element": "none",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,13 @@ class Unit:
     def path(self) -> Path:
         """The cleaned documents."""
         return Path(self.folder) / "documents" / f"{self.number:05d}.parquet"
+
+    @property
+    def likely_bytes(self) -> float:
+        """About how much text there is in its files."""
+        if self.remote is not None:
+            return estimate_text(self.remote.path, self.remote.size)
+        return sum(estimate_text(path, Path(path).stat().st_size) for path, _ in self.files)
 
     @property
     def inputs(self) -> str:
@@ -121,8 +139,13 @@ def prepare_unit(unit: Unit) -> UnitLedger:
     cleaner = None if unit.source.clean == "off" else Cleaner(unit.source.clean)
     contamination = _contamination(unit.evaluation_sets)
     bands = choose_bands(unit.settings.near_duplicate_threshold)
-    with atomic_open(unit.path) as file, pq.ParquetWriter(file, _schema(bands.num_bands), compression="zstd") as writer:
-        for batch in _batches(_read(unit, ledger)):
+    with (
+        closing(_read(unit, ledger)) as source,
+        atomic_open(unit.path) as file,
+        # Texts and hashes hardly repeat: a dictionary of them would be built in vain.
+        pq.ParquetWriter(file, _schema(bands.num_bands), compression=_COMPRESSION, use_dictionary=False) as writer,
+    ):
+        for batch in _batches(source):
             documents = []
             for document in batch:
                 ledger.documents_read += 1
@@ -140,9 +163,12 @@ def prepare_unit(unit: Unit) -> UnitLedger:
             kept = [i for i in range(len(documents)) if i not in contaminated]
             if kept:
                 hashes = band_hashes(signatures(words), bands)[kept]
-                writer.write_batch(_table([documents[i] for i in kept], hashes, unit.seed))
-            ledger.documents += len(kept)
-            ledger.bytes += sum(len(documents[i].text.encode()) for i in kept)
+                table = _table([documents[i] for i in kept], hashes, unit.seed)
+                writer.write_batch(table, row_group_size=GROUP_DOCUMENTS)
+                ledger.documents += table.num_rows
+                ledger.bytes += pc.sum(table.column("bytes")).as_py()
+            if unit.source.has_enough(ledger.documents, ledger.bytes):
+                break  # whatever the units before it give
     ledger.sha256 = sha256_of(unit.path)
     write_json(ledger_path, vars(ledger))
     _discard_download(unit)
@@ -211,7 +237,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _read(unit: Unit, ledger: UnitLedger) -> Iterator[Document]:
+def _read(unit: Unit, ledger: UnitLedger) -> Generator[Document, None, None]:
     source = unit.source
     match source:
         case InstalledSource():
@@ -220,7 +246,7 @@ def _read(unit: Unit, ledger: UnitLedger) -> Iterator[Document]:
             yield from generate_problems(source.max_bytes or 0, source.seed)
         case TextSource():
             for path, name in unit.files:
-                yield from read_text_file(Path(path), name, source.text_column, unit.is_lone)
+                yield from read_text_file(Path(path), name, format_of(source), unit.is_lone)
         case HubSource():
             yield from _read_remote(unit, source, ledger)
 
@@ -241,10 +267,11 @@ def _read_remote(unit: Unit, source: HubSource, ledger: UnitLedger) -> Iterator[
         if error.rows_lost:
             ledger.dropped["unreadable"] += error.rows_lost
             ledger.documents_read += error.rows_lost
-    ledger.broken += [example.replace(str(raw), unit.name) for example in rows.examples]
-    for reason, count in rows.reasons.items():
-        ledger.dropped[f"broken row: {reason}"] += count
-        ledger.documents_read += count
+    finally:  # also where a limit ends the reading
+        ledger.broken += [example.replace(str(raw), unit.name) for example in rows.examples]
+        for reason, count in rows.reasons.items():
+            ledger.dropped[f"broken row: {reason}"] += count
+            ledger.documents_read += count
 
 
 @lru_cache(maxsize=1)

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 from shard.errors import ShardError
@@ -31,12 +31,15 @@ LOST_WORKERS = 3
 _AHEAD = 2  # pieces a worker that are given out before the first result is taken
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Workers:
-    """Where work is done: `count` processes (1: this one), or a Ray cluster at `ray_address`."""
+    """Where work is done: `count` processes (1: this one), or a Ray cluster at `ray_address`. The processes start when
+    they are first needed, and stay for the next work until `close`.
+    """
 
     count: int = 1
     ray_address: str | None = None
+    _pool: ProcessPoolExecutor | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def auto(cls) -> "Workers":
@@ -52,33 +55,46 @@ class Workers:
             return _map_on_ray(function, pieces, self.ray_address)
         if self.count <= 1 or len(pieces) <= 1:
             return map(function, pieces)
-        return _map_in_processes(function, pieces, min(self.count, len(pieces)))
+        return self._map_in_processes(function, pieces)
 
-
-def _map_in_processes(function: Callable[[Piece], Result], pieces: list[Piece], count: int) -> Iterator[Result]:
-    num_done = num_lost = 0
-    while num_done < len(pieces):
-        # Spawned, not forked: threads of this process (of torch, of Arrow) would not survive a fork.
-        pool = ProcessPoolExecutor(count, get_context("spawn"), _end_with_parent, (os.getpid(),))
-        try:
-            rest = iter(pieces[num_done:])
-            waiting: deque[Future[Result]] = deque(
-                pool.submit(function, piece) for piece in islice(rest, count * _AHEAD)
-            )
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, piece) for piece in islice(rest, 1))
-                num_done += 1
-                yield result
-        except BrokenProcessPool:
-            num_lost += 1
-            if num_lost > LOST_WORKERS:
-                raise ShardError(
-                    f"a worker process was lost {num_lost} times, the last one at {pieces[num_done]}: memory may be "
-                    "short (--workers 1), or see what the system's log says"
-                ) from None
-        finally:
+    def close(self) -> None:
+        """End the processes, also in the middle of their work: whatever it was, it is done again."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pids = list(pool._processes or {})  # before shutdown, which forgets them
+            for process in active_children():
+                if process.pid in pids:
+                    process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _map_in_processes(self, function: Callable[[Piece], Result], pieces: list[Piece]) -> Iterator[Result]:
+        num_done = num_lost = 0
+        try:
+            while num_done < len(pieces):
+                if self._pool is None:
+                    # Spawned, not forked: threads of this process (of torch, of Arrow) would not survive a fork.
+                    self._pool = ProcessPoolExecutor(self.count, get_context("spawn"), _end_with_parent, (os.getpid(),))
+                rest = iter(pieces[num_done:])
+                try:
+                    waiting: deque[Future[Result]] = deque(
+                        self._pool.submit(function, piece) for piece in islice(rest, self.count * _AHEAD)
+                    )
+                    while waiting:
+                        result = waiting.popleft().result()
+                        waiting.extend(self._pool.submit(function, piece) for piece in islice(rest, 1))
+                        num_done += 1
+                        yield result
+                except BrokenProcessPool:
+                    self.close()
+                    num_lost += 1
+                    if num_lost > LOST_WORKERS:
+                        raise ShardError(
+                            f"a worker process was lost {num_lost} times, the last one at {pieces[num_done]}: memory "
+                            "may be short (--workers 1), or see what the system's log says"
+                        ) from None
+        finally:
+            if num_done < len(pieces):
+                self.close()
 
 
 def _end_with_parent(parent: int) -> None:

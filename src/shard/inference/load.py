@@ -31,14 +31,19 @@ class LoadedModel:
     tokenizer: Tokenizer
     separator_id: int
     origin: str
+    tokenizer_path: Path
+
+
+def empty_model(config: Config) -> ShardLM:
+    """The names and shapes of a model's weights, without their memory."""
+    with torch.device("meta"), _NoDraws():
+        return ShardLM(config)
 
 
 def build_model(config: Any, weights: Any, origin: str) -> ShardLM:
     """A model of this shape with these weights, in their dtype. ShardError where they do not fit."""
     try:
-        shape = Config(**config)
-        with torch.device("meta"), _NoDraws():  # without memory, until the weights are known to fit
-            model = ShardLM(shape)
+        model = empty_model(Config(**config))  # until the weights are known to fit
         _compare(dict(model.named_parameters()), weights)
         model.load_state_dict(weights, assign=True)
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
@@ -102,7 +107,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         tokenizer_path, origin = run_folder / "tokenizer" / "tokenizer.json", str(checkpoint.path)
     tokenizer = read_tokenizer(tokenizer_path, model.config.vocab_size)
     separator_id = tokenizer.token_to_id(SEPARATOR)
-    return LoadedModel(model.to(device, dtype), tokenizer, 0 if separator_id is None else separator_id, origin)
+    separator_id = 0 if separator_id is None else separator_id
+    return LoadedModel(model.to(device, dtype), tokenizer, separator_id, origin, tokenizer_path)
 
 
 class _NoDraws(TorchFunctionMode):
@@ -128,6 +134,12 @@ def _compare(expected: dict[str, torch.nn.Parameter], weights: dict[str, torch.T
             )
 
 
+def is_empty_template(post_processor: Any) -> bool:
+    """Whether a tokenizer's post-processor is a template that adds nothing: transformers writes one where none was."""
+    kind, single = post_processor.get("type"), post_processor.get("single")
+    return kind == "TemplateProcessing" and single == [{"Sequence": {"id": "A", "type_id": 0}}]
+
+
 def _check_steps(parts: dict[str, Any]) -> None:
     """Of a tokenizer's steps only those are run that Shard writes itself: another's pattern may take hours on a line,
     its padding all memory, its template add ids that the model lacks. Raises ValueError.
@@ -139,6 +151,8 @@ def _check_steps(parts: dict[str, Any]) -> None:
             raise ValueError(f"it has a {step}")
     for step in ("pre_tokenizer", "decoder", "post_processor"):
         part = parts.get(step) or {"type": "ByteLevel"}
+        if step == "post_processor" and is_empty_template(part):
+            continue
         for piece in part.get("pretokenizers", [part]):
             is_split = piece["type"] == "Split" and piece["pattern"] == {"Regex": SPLIT_PATTERN}
             if not is_split and piece["type"] not in ("ByteLevel", "Digits"):

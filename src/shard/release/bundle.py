@@ -4,7 +4,8 @@ README.md   the card                      models/model.pt      bf16 weights: key
 recipe.toml the resolved recipe           models/pretrain.pt   what the anneal branched from: model, optimizer,
 code/       config, model, tokenizer,                          step, tokens, cfg, all in bf16
             muon: as they are in Shard    models/tokenizer.json
-SHA256SUMS
+gguf/       the model for llama.cpp,      hf/                  the model for transformers, in bf16
+            in bf16, q8_0 and f32         SHA256SUMS
 """
 
 import os
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 import shard
+from shard.config import Config
 from shard.errors import ShardError
 from shard.files import sha256_of, sync_folder
 from shard.release.card import write_card
+from shard.release.gguf import export_gguf
+from shard.release.hugging_face import export_hugging_face, obstacle
 from shard.run import Run
 from shard.training.checkpoint import (
     Checkpoint,
@@ -47,6 +51,13 @@ def _branch_point(run: Run, final: Checkpoint) -> Checkpoint:
     return load_checkpoint(checkpoint_path(folder, step))
 
 
+def _export_gguf(run: Run, weights: dict[str, Tensor], config: Config, folder: Path) -> None:
+    release, name = run.recipe.release, run.recipe.name
+    for dtype in release.gguf:
+        path = folder / f"{name}-{dtype}.gguf"
+        export_gguf(weights, config, run.tokenizer_path, path, dtype, name, release.license)
+
+
 def write_bundle(run: Run) -> dict[str, Any]:
     """Write `release/` of a run: into a temporary folder first, which then takes its place."""
     final = load_checkpoint(newest_checkpoint(run.folder))
@@ -68,6 +79,14 @@ def write_bundle(run: Run) -> dict[str, Any]:
         temporary / "models" / "pretrain.pt",
     )
     shutil.copyfile(run.tokenizer_path, temporary / "models" / "tokenizer.json")
+    # What was trained is released, even where a format of other tools cannot hold it.
+    if not (reason := obstacle(Config(**cfg))):
+        export_hugging_face(final.model, Config(**cfg), run.tokenizer_path, temporary / "hf", "bf16")
+    left_out = [reason] if reason else []
+    try:
+        _export_gguf(run, final.model, Config(**cfg), temporary / "gguf")
+    except ShardError as error:
+        left_out.append(str(error))
     for name in PUBLISHED:
         shutil.copyfile(Path(shard.__file__).parent / name, temporary / "code" / name)
     shutil.copyfile(run.folder / "recipe.toml", temporary / "recipe.toml")
@@ -87,4 +106,4 @@ def write_bundle(run: Run) -> dict[str, Any]:
     temporary.rename(bundle)
     sync_folder(run.folder)
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    return {"bundle": str(bundle), "bytes": num_bytes}
+    return {"bundle": str(bundle), "bytes": num_bytes, "left_out": left_out}

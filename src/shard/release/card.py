@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shard.data import documents, shards
+from shard.release.gguf import limits
+from shard.release.hugging_face import obstacle
 from shard.run import Run
 from shard.training.cost import count_parameters, flops_per_token
 from shard.training.metrics import read_jsonl
@@ -34,6 +36,18 @@ with torch.no_grad():
         ids = torch.cat([ids, nxt], 1)
 print(tok.decode(ids[0].tolist()))
 """
+
+TRANSFORMERS = """\
+from transformers import pipeline
+generate = pipeline('text-generation', model='hf')
+print(generate('The capital of France is', max_new_tokens=40)[0]['generated_text'])
+"""
+
+GGUF_FILES = {
+    "bf16": "for llama.cpp: the same weights, tokenizer included",
+    "q8_0": "for llama.cpp: 8 bits a weight and a scale for each 32",
+    "f32": "for llama.cpp: the weights before they were rounded to bf16",
+}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -64,8 +78,8 @@ def write_card(run: Run, folder: Path) -> None:
         _samples(run),
         _files(folder),
         "## How to load it\n\nWith torch and tokenizers alone, in this folder:\n\n"
-        f"```python\n{LOADING}```\n\n"
-        f'With Shard: `shard generate . "The capital of France is"`. To train on from where the pretraining ended:\n'
+        f"```python\n{LOADING}```\n\n{_transformers(run)}{_llama_cpp(run, folder)}"
+        'With Shard: `shard generate . "The capital of France is"`. To train on from where the pretraining ended:\n'
         "`shard import . --out runs/imported`, then `shard anneal runs/imported`.\n",
         _what_it_proves(run),
         _limits(run),
@@ -76,6 +90,24 @@ def write_card(run: Run, folder: Path) -> None:
         "  note   = {Trained with Shard}\n}\n```\n",
     ]
     (folder / "README.md").write_text("\n".join(section for section in sections if section), encoding="utf-8")
+
+
+def _transformers(run: Run) -> str:
+    if reason := obstacle(run.recipe.config):
+        return f"There is {reason}.\n\n"
+    return f"With transformers, version 5.23 or newer, and no code of ours:\n\n```python\n{TRANSFORMERS}```\n\n"
+
+
+def _llama_cpp(run: Run, folder: Path) -> str:
+    files = sorted((folder / "gguf").glob("*.gguf"))
+    if not files:
+        return ""
+    body = '{"prompt": "The capital of France is", "max_tokens": 40, "temperature": 0}'
+    return (
+        "With llama.cpp, and what is built on it (Ollama, LM Studio), tokenizer included:\n\n"
+        f"```console\n$ llama-server -m gguf/{files[0].name}\n"
+        f"$ curl -s 127.0.0.1:8080/v1/completions -d '{body}'\n```\n\n{limits(run.recipe.config)}\n\n"
+    )
 
 
 def _front_matter(run: Run) -> str:
@@ -106,7 +138,11 @@ def _training(run: Run) -> str:
         settings, entry = getattr(run.recipe, stage), run.manifest["stages"].get(stage, {})
         lines = read_jsonl(run.folder / stage / "metrics.jsonl")
         if entry.get("status") == "imported":
-            notes.append(f"The pretraining was imported from another bundle at step {entry['result']['step']}.")
+            notes.append(
+                "The weights were imported from a Hugging Face export; what trained them is not recorded here."
+                if entry["result"].get("optimizer") == "fresh"
+                else f"The pretraining was imported from another bundle at step {entry['result']['step']}."
+            )
         if not lines:
             continue
         last = lines[-1]
@@ -297,16 +333,21 @@ def _samples(run: Run) -> str:
 
 
 def _files(folder: Path) -> str:
+    gguf = sorted((folder / "gguf").glob("*.gguf"))
     what = {
         "models/model.pt": "the weights in bf16: keys model, cfg",
         "models/pretrain.pt": "what the anneal branched from, in bf16: model, optimizer, step, tokens, cfg",
         "models/tokenizer.json": "the tokenizer, in the format of `tokenizers`",
+        "hf/": "the same weights, in bf16, for transformers: VaultGemmaForCausalLM, no remote code",
         "code/": "config.py, model.py, tokenizer.py, muon.py: need only torch and tokenizers",
         "recipe.toml": "every setting of the run",
+        **{f"gguf/{path.name}": GGUF_FILES[path.stem.rpartition("-")[2]] for path in gguf},
         "SHA256SUMS": "check with `sha256sum -c SHA256SUMS`",
     }
     rows = []
     for name, meaning in what.items():
+        if name == "hf/" and not (folder / name).is_dir():
+            continue
         path = folder / name
         rows.append([f"`{name}`", format_size(path.stat().st_size) if path.is_file() else "", meaning])
     return "## Files\n\n" + _table(["file", "size", "what it is"], rows)

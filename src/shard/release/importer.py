@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shard.errors import ShardError, UsageError
-from shard.files import copy_file, sha256_of
+from shard.files import sha256_of, write_text
 from shard.inference.load import build_model, load_bundle_file, read_tokenizer
 from shard.model import ShardLM
 from shard.recipe import Recipe
@@ -59,28 +59,46 @@ def import_bundle(bundle: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise ShardError(f"{bundle / 'models' / 'pretrain.pt'}: {error}") from None
     read_tokenizer(bundle / "models" / "tokenizer.json", model.config.vocab_size)
+    tokenizer = (bundle / "models" / "tokenizer.json").read_text(encoding="utf-8")
+    result = {"step": step, "tokens": tokens}
+    begin_run(folder, recipe, str(bundle), tokenizer, model, optimizer, result)
+    return {"run": str(folder), **result}
+
+
+def begin_run(
+    folder: Path,
+    recipe: Recipe,
+    origin: str,
+    tokenizer: str,
+    model: ShardLM,
+    optimizer: Optimizer,
+    result: dict[str, Any],
+) -> None:
+    """Make `folder` a run that stands at the end of a pretraining done elsewhere: its tokenizer.json, its state, and
+    as `result` at least its step and tokens.
+    """
     state = {
         "stage": "pretrain",
-        "tokens": tokens,
+        "tokens": result["tokens"],
         "seconds": 0.0,
         "fingerprint": "imported",
         "identity": {},
         "environment": {},
         "branched_from": None,
         "rng": rng_state(),
-        "config": config,
+        "config": model.config.to_dict(),
         "guard": None,
         "skipped": [],
         "passed_over": [],
         "rollbacks": [],
     }
     with Run.build(folder, recipe) as run:
-        copy_file(bundle / "models" / "tokenizer.json", run.tokenizer_path)
-        save_checkpoint(run.folder / "pretrain" / "checkpoints", step, model.state_dict(), optimizer.state(), state)
-        run.record("tokenizer", status="imported", bundle=str(bundle))
-        run.record("pretrain", status="imported", bundle=str(bundle), result={"step": step, "tokens": tokens})
+        write_text(run.tokenizer_path, tokenizer)
+        checkpoints = run.folder / "pretrain" / "checkpoints"
+        save_checkpoint(checkpoints, result["step"], model.state_dict(), optimizer.state(), state)
+        run.record("tokenizer", status="imported", bundle=origin)
+        run.record("pretrain", status="imported", bundle=origin, result=result)
     run.close()
-    return {"run": str(folder), "step": step, "tokens": tokens}
 
 
 def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,4 +106,4 @@ def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -1,5 +1,7 @@
 """The table [release] of a recipe."""
 
+from typing import Literal
+
 from shard.data.settings import Table
 
 
@@ -19,3 +21,5 @@ class ReleaseSettings(Table):
         "Solve: 17 * 23 = ?",
     )
     """Prompts of the table of sampled outputs (temperature 0.7, top-p 0.9, fixed seed)."""
+    gguf: tuple[Literal["bf16", "q8_0", "f32"], ...] = ("bf16", "q8_0", "f32")
+    """The GGUF files of the bundle; empty: none."""

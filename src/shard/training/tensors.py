@@ -26,11 +26,13 @@ _TYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write `path`, flush it to disk, and return its SHA-256. The same tensors give the same bytes."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write `path`, flush it to disk, and return its SHA-256. The same tensors give the same bytes. `metadata` stands
+    in the header as it is.
+    """
     # Wide types first, so that every tensor is aligned to its own size, as the library does.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in ordered:
         end = offset + tensor.numel() * tensor.element_size()

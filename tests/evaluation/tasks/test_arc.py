@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shard.data.adapters import write_multiple_choice
+from shard.data.row_format import write_multiple_choice
 from shard.evaluation.likelihood import Likelihood, log_likelihoods
 from shard.evaluation.tasks import arc
 from shard.evaluation.tasks.arc import Question, cloze_prompt, find_questions, letters_prompt, measure, read_questions

@@ -2,7 +2,7 @@
 
 cloze    "Question: ...\\nAnswer:", and each choice as its continuation, without the others in sight. `acc` takes the
          likeliest choice, `acc_norm` the likeliest per character.
-letters  the question and its choices behind letters, laid out as the training questions are (data/adapters.py), and
+letters  the question and its choices behind letters, laid out as the training questions are (data/row_format.py), and
          each letter as the continuation. `acc` takes the likeliest letter.
 
 Chance is to pick one of the choices at random.
