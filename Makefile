@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test check install install-dev clean \
-	test-browser test-crash test-crash-full test-serve \
+	test-browser test-crash test-crash-full test-eval test-serve \
 	bench-overhead bench-determinism bench-data bench-loader
 
 quickstart: install
@@ -24,6 +24,12 @@ check: install-dev
 test-browser: install-dev
 	$(PIP) --editable '.[browser]'
 	$(BIN)/python -m pytest tests/report -m slow -s
+
+# What needs lm-evaluation-harness: some fifty packages more, which `make test` does without; accelerate for its `hf`
+# backend.
+test-eval: install-dev
+	$(PIP) --editable '.[eval]' accelerate
+	$(BIN)/python -m pytest tests/evaluation/test_lm_eval_adapter.py
 
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
 test-crash: install-dev

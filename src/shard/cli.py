@@ -209,7 +209,30 @@ def anneal(
         _print(stage(opened, Reporter(), from_step, deadline), json_)
 
 
-_stage_verb("evaluate", "Score the held-out text of every source.")
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+    mirror: MirrorOption = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Instead: tasks of lm-evaluation-harness (or its YAML files), arc_easy,hellaswag."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each of these tasks, at most.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Score the held-out text of every source, and measure the tasks of the mini-suite."""
+    from shard.stages import evaluate as stage
+    from shard.stages import evaluate_with_harness
+
+    if tasks is not None:
+        return _print(evaluate_with_harness(Path(recipe), tasks, limit, Reporter()), json_)
+    with _open_run(recipe, out, set_, data, None, mirror) as opened:
+        return _print(stage(opened, Reporter()), json_)
+
+
 _stage_verb("bench", "Time inference on this device.")
 
 

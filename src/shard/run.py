@@ -164,6 +164,12 @@ class Run:
         mirror = self.manifest.get("mirror")
         return None if mirror is None else Path(mirror)
 
+    @property
+    def question_folders(self) -> list[Path]:
+        """Where repositories of test questions may lie, as <owner>/<name>/<path>."""
+        downloaded = self.folder / "evaluation-sets"
+        return [downloaded] if self.mirror is None else [downloaded, self.mirror / "datasets"]
+
     def read_with(self, mirror: Path | None, workers: int | None, ray_address: str | None) -> None:
         """Say where documents are read from and who reads them, as far as is known; none of it changes the result."""
         if mirror is not None:
@@ -221,6 +227,9 @@ class Run:
 
                 checkpoint = sha256_of(newest_checkpoint(self.folder) / "manifest.json")
                 settings = flatten({"evaluate": tables["evaluate"], "release": tables["release"]})
+                evaluation = self.folder / "evaluation.json"
+                if stage == "release" and evaluation.is_file():
+                    settings["evaluation (sha256)"] = sha256_of(evaluation)
                 return settings | self._document_hashes() | {"checkpoint (sha256)": checkpoint}
 
     def _tokenizer_hash(self) -> dict[str, Any]:

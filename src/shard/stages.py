@@ -190,11 +190,13 @@ def anneal(run: Run, reporter: Reporter, from_step: int | None = None, deadline:
 
 
 def evaluate(run: Run, reporter: Reporter) -> Result:
-    """Score all held-out text and draw the samples: evaluation.json."""
+    """Score all held-out text, measure the tasks and draw the samples: evaluation.json."""
     import torch
 
     from shard.environment import choose_device
+    from shard.evaluation.mini_suite import can_measure_more, run_suite
     from shard.evaluation.report import evaluate_sources
+    from shard.evaluation.tasks.form import Subject
     from shard.inference.load import load_model
     from shard.inference.sampling import complete_prompts
 
@@ -202,7 +204,11 @@ def evaluate(run: Run, reporter: Reporter) -> Result:
         if not all((run.data / name / documents.LEDGER).exists() for name in run.recipe.sources):
             _collect(run, reporter)
         loaded = load_model(run.folder, torch.float32, choose_device())
-        scores = evaluate_sources(loaded, run.data, list(run.recipe.sources), run.recipe.evaluate, reporter)
+        settings = run.recipe.evaluate
+        scores = evaluate_sources(loaded, run.data, list(run.recipe.sources), settings, reporter)
+        heldout = [run.data / name for name in run.recipe.sources]
+        subject = Subject(loaded, scores["context"], heldout, run.question_folders)
+        tasks = run_suite(subject, settings.tasks, settings.max_items, reporter)
         samples = complete_prompts(
             loaded.model, loaded.tokenizer, loaded.separator_id, run.recipe.release.prompts, **CARD_SAMPLING
         )
@@ -210,11 +216,27 @@ def evaluate(run: Run, reporter: Reporter) -> Result:
             "checkpoint": str(Path(loaded.origin).relative_to(run.folder)),
             "precision": "fp32",
             **scores,
+            "tasks": tasks,
             "sampling": CARD_SAMPLING,
             "samples": samples,
         }
 
-    return _measure(run, reporter, "evaluate", "evaluation.json", measure)
+    path = run.folder / "evaluation.json"
+    if run.is_done("evaluate") and can_measure_more(read_json(path, "delete it"), run.question_folders):
+        run.record("evaluate", status="outdated")
+    return _measure(run, reporter, "evaluate", path.name, measure)
+
+
+def evaluate_with_harness(path: Path, tasks: str, limit: int | None, reporter: Reporter) -> Result:
+    """Run tasks of lm-evaluation-harness, separated by commas, on a run, a checkpoint or a bundle."""
+    try:
+        from shard.evaluation.lm_eval_adapter import evaluate_tasks
+    except ImportError as error:
+        raise ShardError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'shard-lm[eval]'") from None
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--tasks names no task: write --tasks arc_easy,hellaswag")
+    return evaluate_tasks(path, names, limit, reporter)
 
 
 def bench(run: Run, reporter: Reporter) -> Result:

@@ -28,6 +28,7 @@ RECIPE = {
     "pretrain.sentinel_every": "5",
     "anneal.steps": "8",
     "anneal.sequence_length": "32",
+    "evaluate.max_items": "11",
     "release.prompts": '["a b"]',
 }
 """A run of two seconds, most of them benchmarks, after three seconds of imports: 20 steps, 20 checkpoints."""

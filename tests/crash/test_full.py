@@ -38,6 +38,7 @@ RECIPE = {
     "anneal.sequence_length": LENGTH,
     "anneal.checkpoint_every": CHECKPOINT_EVERY["anneal"],
     "evaluate.context": 512 if not SMALL else 64,
+    "evaluate.max_items": 4,
     "release.prompts": '["a b"]',
 }
 SMALL_MODEL = {

@@ -29,6 +29,7 @@ TINY = {
     "pretrain.sentinel_every": "100",
     "anneal.steps": "3",
     "anneal.sequence_length": "32",
+    "evaluate.max_items": "11",
     "release.prompts": '["The capital of France is", "a b"]',
 }
 """The quickstart, shrunk until a run takes about a second."""

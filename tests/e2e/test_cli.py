@@ -28,7 +28,7 @@ VERBS = {
     "data": [*STAGE, *READING, "--stats"],
     "pretrain": [*STAGE, "--fork", "--max-time", "--track", "--until"],
     "anneal": [*STAGE, "--fork", "--from-step", "--max-time", "--track"],
-    "evaluate": STAGE,
+    "evaluate": [*STAGE, "--limit", "--mirror", "--tasks"],
     "bench": STAGE,
     "release": sorted([*STAGE, "--dry-run", "--private", "--push"]),
     "generate": [

@@ -88,7 +88,7 @@ def score(model: ShardLM, heldout: Heldout, context: int, stride: int, dtype: to
     ]
     windows.sort(key=lambda window: (len(window[0]), window))
     nll, num_tokens = 0.0, 0
-    for batch in _batches(windows):
+    for batch in batch_windows(windows):
         longest = max(len(ids) for ids, _ in batch)
         rows = torch.zeros(len(batch), longest, dtype=torch.int64)
         counted = torch.zeros(len(batch), longest - 1, dtype=torch.bool)
@@ -107,7 +107,8 @@ def score(model: ShardLM, heldout: Heldout, context: int, stride: int, dtype: to
     return Score(nll, num_tokens, heldout.num_bytes)
 
 
-def _batches(windows: Sequence[tuple[tuple[int, ...], int]]) -> Iterable[list[tuple[tuple[int, ...], int]]]:
+def batch_windows(windows: Sequence[tuple[tuple[int, ...], int]]) -> Iterable[list[tuple[tuple[int, ...], int]]]:
+    """Cut windows that are sorted by length into batches, in order: of nearly equal length, and bounded in tokens."""
     batch: list[tuple[tuple[int, ...], int]] = []
     for window in windows:
         length = math.ceil(len(window[0]) / _ROUND_TO)
