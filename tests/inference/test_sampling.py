@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from shard.inference.sampling import choose_token, generate_ids, stream_text
+from shard.inference.sampling import choose_token, generate_ids
+from shard.inference.text import stream_text
 from shard.model import ShardLM
 from shard.tokenizer import train_tokenizer
 
