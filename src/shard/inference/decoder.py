@@ -26,10 +26,10 @@ LEAST_SIZE = 256
 class Place(NamedTuple):
     """Where one token a row goes, and what it sees."""
 
-    slots_BH: Tensor
-    """For each row and head, in a buffer of which all slots stand in one line."""
-    mask_B11S: Tensor | None
-    """Added to the logits of attention: 0, or minus infinity; None where all is seen."""
+    slots: Tensor
+    """[B * H]: for each row and head, in a buffer of which all slots stand in one line."""
+    mask: Tensor | None
+    """[B, 1, 1, S], added to the logits of attention: 0, or minus infinity; None where all is seen."""
 
 
 class Decoder:
@@ -126,9 +126,9 @@ class _Layer:
         # model.rotate, written as x * cos + (x turned by half) * sin with the sign in the sine.
         turned_BHK = qk_BHK.roll(self.head_dim // 2, -1)
         qk_BHK = torch.addcmul(qk_BHK * cos_B1K, turned_BHK, sin_B1K)
-        k_BHSK, v_BHSK = buffer.add(qk_BHK[:, num_heads:], qkv_BHK[:, 2 * num_heads :], place.slots_BH)
+        k_BHSK, v_BHSK = buffer.add(qk_BHK[:, num_heads:], qkv_BHK[:, 2 * num_heads :], place.slots)
         q_BH1K = qk_BHK[:, :num_heads, None].to(k_BHSK.dtype)
-        y_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=place.mask_B11S)
+        y_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=place.mask)
         x_BD = x_BD + self.output(y_BH1K.flatten(1).to(x_BD.dtype))
         normed_BD = F.rms_norm(x_BD.float(), self.attention_gain.shape, self.feed_forward_gain, self.eps).to(x_BD.dtype)
         gate_BF, up_BF = self.gate_up(normed_BD).chunk(2, dim=-1)
@@ -176,7 +176,7 @@ class Buffer:
             buffer_BHSK.copy_(new_BHTK.gather(2, index_BHSK))
         return k_BHTK, v_BHTK, None
 
-    def add(self, k_BHK: Tensor, v_BHK: Tensor, slots_BH: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, k_BHK: Tensor, v_BHK: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Add one token a row: the keys and values [B, H, S, K] to attend to."""
         self.k_BHSK.flatten(0, 2).index_copy_(0, slots_BH, k_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
         self.v_BHSK.flatten(0, 2).index_copy_(0, slots_BH, v_BHK.flatten(0, 1).to(self.k_BHSK.dtype))

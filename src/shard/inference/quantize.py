@@ -14,8 +14,8 @@ from shard.errors import UsageError
 from shard.model import Linear, ShardLM
 
 PACKED_ROWS = 8
-"""Rows of x up to which torch's packed kernel is used. It reads one byte a weight but multiplies in bf16; from 16 rows
-on, to make the matrix fp32 and multiply that was faster (2048 x 512 on AVX2: 1.0 against 1.4 ms, 32 against 57 at 1024).
+"""Rows of x up to which torch's packed kernel is used. It reads one byte a weight but multiplies in bf16: from 16 rows
+on it was faster to make the matrix fp32 first (2048 x 512 on AVX2: 1.0 against 1.4 ms, at 1024 rows 32 against 57).
 """
 
 

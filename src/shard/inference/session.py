@@ -40,7 +40,9 @@ class Session:
     decoder: Decoder | None
 
     @classmethod
-    def open(cls, path: Path, dtype: str, sampling: Sampling, use_cache: bool = True, compile: bool = False) -> "Session":
+    def open(
+        cls, path: Path, dtype: str, sampling: Sampling, use_cache: bool = True, compile: bool = False
+    ) -> "Session":
         """Load the model. Raises UsageError for an unknown dtype, an empty stop string, or int8 on a GPU.
 
         Compiling is asked for, never chosen: it costs some 25 s of processor time for the 54.5M model and saves 3 to
