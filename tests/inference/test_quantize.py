@@ -62,7 +62,7 @@ def test_a_quantised_model_is_near_the_model(tiny_model: ShardLM) -> None:
         model = quantize(tiny_model)
         got = model(ids)[0]
         assert model is tiny_model and not any(isinstance(module, Linear) for module in model.modules())
-        assert 1e-4 < (got - expected).norm() / expected.norm() < 0.03
+        assert 1e-4 < (got - expected).norm() / expected.norm() < 0.05
         for module in model.modules():
             if isinstance(module, Int8Linear):
                 module.packed_rows = 10**9

@@ -176,7 +176,7 @@ class Buffer:
             buffer_BHSK.copy_(new_BHTK.gather(2, index_BHSK))
         return k_BHTK, v_BHTK, None
 
-    def add(self, k_BHK: Tensor, v_BHK: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, k_BHK: Tensor, v_BHK: Tensor, slots_BH: Tensor) -> tuple[Tensor, Tensor]:
         """Add one token a row: the keys and values [B, H, S, K] to attend to."""
         self.k_BHSK.flatten(0, 2).index_copy_(0, slots_BH, k_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
         self.v_BHSK.flatten(0, 2).index_copy_(0, slots_BH, v_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
