@@ -9,7 +9,7 @@ Shape suffixes as in model.py: B rows, D hidden size, H heads, K head size, S sl
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class Decoder:
 
     def __init__(self, model: ShardLM, compile: bool = False, backend: str = "inductor") -> None:
         self.model = model
-        self.layers = [_Layer.of(block) for block in model.blocks]
+        self.layers = [_Layer.of(cast(Block, block)) for block in model.blocks]
         self.final_gain = 1 + model.final_norm.weight.detach().float()
         self.is_static = compile
         self.device = self.final_gain.device
@@ -140,7 +140,7 @@ def join(parts: Sequence[nn.Module]) -> nn.Module:
     sizes = [part.weight.size(0) for part in parts]  # type: ignore[operator]
     whole = torch.cat([part.weight.detach() for part in parts])  # type: ignore[operator]
     for part, piece in zip(parts, whole.split(sizes), strict=True):
-        part.weight.data = piece  # type: ignore[union-attr]
+        part.weight.data = piece
     if isinstance(parts[0], Int8Linear):
         return Int8Linear(whole, torch.cat([part.scale for part in parts]), parts[0].packed_rows)  # type: ignore[misc]
     with torch.device("meta"):

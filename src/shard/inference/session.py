@@ -143,18 +143,19 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"--prompts {path}: {reason}") from None
-    prompts = []
+    prompts: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        prompt: object = line
         if path.suffix == ".jsonl":
             try:
-                line = json.loads(line)["prompt"]
+                prompt = json.loads(line)["prompt"]
             except (ValueError, KeyError, TypeError, RecursionError):
-                line = None  # type: ignore[assignment]
-            if not isinstance(line, str):
-                raise UsageError(f'--prompts {path}: line {number} is not {{"prompt": "text"}}')
-        prompts.append(line)
+                prompt = None
+        if not isinstance(prompt, str):
+            raise UsageError(f'--prompts {path}: line {number} is not {{"prompt": "text"}}')
+        prompts.append(prompt)
     if not prompts:
         raise UsageError(f"--prompts {path}: it holds no prompt")
     return prompts
