@@ -467,6 +467,16 @@ def test_int8_is_for_the_cpu(shard: Shard, finished_run: Path, monkeypatch: pyte
     assert message == "shard: int8 is written for the CPU and this device is meta: choose bf16"
 
 
+def test_without_a_compiler_generate_goes_on_without_it(
+    shard: Shard, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard.inference.session.choose_compile", lambda device: (False, "no C++ compiler was found"))
+    options = ["abc", "--max-tokens", "5"]
+    outcome = shard("generate", finished_run, *options, "--compile")
+    assert outcome.err == "! no C++ compiler was found: decoding without it\n"
+    assert outcome.out == shard("generate", finished_run, *options).out
+
+
 def test_bench_measures_each_precision_and_what_int8_costs(finished_run: Path) -> None:
     benchmark = json.loads((finished_run / "benchmark.json").read_text())
     assert list(benchmark["inference"]) == ["fp32", "bf16", "int8"]
