@@ -168,4 +168,5 @@ def test_compiled_by_inductor_as_eager(tiny_config: Config, tiny_model: ShardLM,
         (batch, _), (other, _) = eager.start(PROMPTS, 60), compiled.start(PROMPTS, 60)
         for token in range(30):
             got, expected = compiled.extend(other, [token] * 4), eager.extend(batch, [token] * 4)
-            assert (got - expected).norm() / expected.norm() < (1e-5 if precision == "fp32" else 0.02)
+            # Fused, what lies between two operations is not rounded to bf16.
+            assert (got - expected).norm() / expected.norm() < {"fp32": 1e-5, "int8": 0.02, "bf16": 0.06}[precision]
