@@ -278,7 +278,14 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help='Continue each line of a file, or each "prompt" of a .jsonl.')
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or int8 on a CPU.")] = "fp32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the decode step: pays from some thousand tokens on.")
+    ] = False,
     no_cache: Annotated[
         bool,
         typer.Option("--no-cache", help="The plain published loop: no KV cache, no stop at the end of a document."),
@@ -286,15 +293,22 @@ def generate(
     json_: JsonOption = False,
 ) -> None:
     """Continue a text; prints it, prompt included, as it comes."""
-    from shard.inference.session import Session
+    from shard.inference.session import Sampling, Session, read_prompts
 
     if greedy and temperature:
         raise UsageError("--greedy and --temperature exclude each other")
-    session = Session.open(model, dtype, max_tokens, temperature, top_p, seed, not no_cache)
+    if prompts and (prompt or interactive):
+        raise UsageError("--prompts, a prompt and -i exclude each other")
+    texts = read_prompts(prompts) if prompts else []
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stops=stop or ())
+    session = Session.open(model, dtype, sampling, not no_cache, compile_)
     if interactive:
         session.chat()
     elif json_:
-        _print({"prompt": prompt, "text": "".join(session.stream(prompt))}, True)
+        _print(list(session.complete(texts)) if prompts else next(session.complete([prompt])), True)
+    elif prompts:
+        for result in session.complete(texts):
+            print(json.dumps(result, ensure_ascii=False), flush=True)
     else:
         for piece in session.stream(prompt):
             print(piece, end="", flush=True)

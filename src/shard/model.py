@@ -60,10 +60,10 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
 
 
-def rope_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, K/2] of the rotary angles in fp32, computed anew: no buffer that a cast could round."""
-    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
-    angles = positions_T.float()[:, None] / theta**exponents
+def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [..., K/2] of the rotary angles in fp32, computed anew: no buffer that a cast could round."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[..., None] / theta**exponents
     return angles.cos(), angles.sin()
 
 
@@ -180,10 +180,14 @@ class ShardLM(nn.Module):
         end = start + ids_BT.size(1)
         if end > self.config.max_sequence_length:
             raise ValueError(f"{end} tokens, but the model's context is {self.config.max_sequence_length}")
-        cos, sin = rope_angles(
-            torch.arange(start, end, device=ids_BT.device), self.config.head_dim, self.config.rope_theta
-        )
-        x_BTD = self.embedding(ids_BT).to(dtype or self.embedding.weight.dtype)
+        return self.hidden_at(torch.arange(start, end, device=ids_BT.device), ids_BT, cache, dtype)
+
+    def hidden_at(
+        self, positions: Tensor, ids_BT: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """As `hidden`, of tokens at any positions: [T], or [B, 1, T] where each row of the batch has its own."""
+        cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.embedding(ids_BT).to(dtype or self.final_norm.weight.dtype)
         # The factor is rounded to the dtype of x, as in the Gemma family.
         x_BTD = x_BTD * torch.tensor(math.sqrt(self.config.hidden_size), dtype=x_BTD.dtype)
         for i, block in enumerate(self.blocks):
@@ -255,7 +259,7 @@ class KVCache:
     """The keys and values of every layer: a rolling window in local layers, everything in global ones."""
 
     def __init__(self, model: ShardLM, batch_size: int, max_length: int) -> None:
-        config, like = model.config, model.embedding.weight
+        config, like = model.config, model.final_norm.weight
         self.layers = []
         for kind in config.layer_types:
             window = config.sliding_window if kind == "L" else None

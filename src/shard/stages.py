@@ -240,10 +240,16 @@ def evaluate_with_harness(path: Path, tasks: str, limit: int | None, reporter: R
 
 
 def bench(run: Run, reporter: Reporter) -> Result:
-    """Time inference and quote the training speed: benchmark.json."""
+    """Time inference, weigh what int8 costs, and quote the training speed: benchmark.json."""
+    from shard.evaluation.int8_loss import measure_int8_loss
     from shard.inference.benchmark import benchmark_run
 
-    return _measure(run, reporter, "bench", "benchmark.json", lambda: benchmark_run(run.folder, reporter))
+    def measure() -> Result:
+        result = benchmark_run(run.folder, reporter)
+        sources = [name for name in run.recipe.sources if (run.data / name / documents.HELDOUT).exists()]
+        return {**result, "int8": measure_int8_loss(run.folder, run.data, sources, run.recipe.evaluate, reporter)}
+
+    return _measure(run, reporter, "bench", "benchmark.json", measure)
 
 
 def release(run: Run, reporter: Reporter) -> Result:

@@ -33,7 +33,7 @@ VERBS = {
     "release": sorted([*STAGE, "--dry-run", "--private", "--push"]),
     "generate": [
         *("--dtype", "--greedy", "--interactive", "-i", "--json", "--max-tokens", "--no-cache", "--seed"),
-        *("--temperature", "--top-p", "model", "prompt"),
+        *("--compile", "--prompts", "--stop", "--temperature", "--top-p", "model", "prompt"),
     ],
     "import": ["--data", "--json", "--out", "--recipe", "--set", "bundle"],
     "export": ["--dtype", "--json", "--out", "--to", "model"],
@@ -174,8 +174,16 @@ def test_greedy_with_a_temperature_is_refused(shard: Shard, finished_run: Path) 
     assert "exclude" in one_line(shard("generate", finished_run, "x", "--greedy", "--temperature", "1"), 2)
 
 
+def test_options_of_generate_that_exclude_each_other(shard: Shard, finished_run: Path, text_folder: Path) -> None:
+    file = text_folder / "00.txt"
+    for options in (["x", "--prompts", file], ["-i", "--prompts", file], ["x", "--compile", "--no-cache"]):
+        assert "exclude each other" in one_line(shard("generate", finished_run, *options), 2)
+    assert "--stop is empty" in one_line(shard("generate", finished_run, "x", "--stop", ""), 2)
+    assert "No such file" in one_line(shard("generate", finished_run, "--prompts", "nowhere.txt"), 2)
+
+
 def test_an_unknown_dtype_is_refused_with_the_choices(shard: Shard, finished_run: Path) -> None:
-    assert "bf16, fp16, fp32" in one_line(shard("generate", finished_run, "x", "--dtype", "fp7"), 2)
+    assert "bf16, fp16, fp32, int8" in one_line(shard("generate", finished_run, "x", "--dtype", "fp7"), 2)
 
 
 @pytest.mark.parametrize("options", [[], ["--no-cache"], ["--json"]])
@@ -436,6 +444,46 @@ def test_generate_prints_the_prompt_and_its_continuation(shard: Shard, finished_
     assert shard("generate", finished_run, "abc", *options, "--greedy", "--no-cache").out[:4] == text[:4]
     checkpoint = finished_run / "anneal" / "checkpoints" / "step-00000003"
     assert shard("generate", checkpoint, "abc", *options).out == text
+
+
+def test_generate_from_a_file_as_one_by_one(shard: Shard, finished_run: Path, tmp_path: Path) -> None:
+    prompts = ["abc", "a longer one of words", "x"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(prompts), encoding="utf-8")
+    options = ["--max-tokens", "8", "--stop", "q"]
+    alone = [json.loads(shard("generate", finished_run, prompt, *options, "--json").out) for prompt in prompts]
+    lines = shard("generate", finished_run, "--prompts", file, *options).out.splitlines()
+    assert [json.loads(line) for line in lines] == alone
+    assert json.loads(shard("generate", finished_run, "--prompts", file, *options, "--json").out) == alone
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_generate_in_other_precisions(shard: Shard, finished_run: Path, precision: str) -> None:
+    outcome = shard("generate", finished_run, "abc", "--max-tokens", "5", "--dtype", precision)
+    assert outcome.code == 0 and outcome.out.startswith("abc")
+
+
+def test_int8_is_for_the_cpu(shard: Shard, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARD_DEVICE", "meta")
+    message = one_line(shard("generate", finished_run, "abc", "--dtype", "int8"), 2)
+    assert message == "shard: int8 is written for the CPU and this device is meta: choose bf16"
+
+
+def test_without_a_compiler_generate_goes_on_without_it(
+    shard: Shard, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard.inference.session.choose_compile", lambda device: (False, "no C++ compiler was found"))
+    options = ["abc", "--max-tokens", "5"]
+    outcome = shard("generate", finished_run, *options, "--compile")
+    assert outcome.err == "! no C++ compiler was found: decoding without it\n"
+    assert outcome.out == shard("generate", finished_run, *options).out
+
+
+def test_bench_measures_each_precision_and_what_int8_costs(finished_run: Path) -> None:
+    benchmark = json.loads((finished_run / "benchmark.json").read_text())
+    assert list(benchmark["inference"]) == ["fp32", "bf16", "int8"]
+    assert benchmark["published_loop_tokens_per_second"]["median"] > 0 and benchmark["threads"] >= 1
+    assert abs(benchmark["int8"]["sources"]["text"]["change_percent"]) < 5
 
 
 def test_sampling_follows_its_seed(shard: Shard, finished_run: Path) -> None:

@@ -1,16 +1,10 @@
-"""Generated tokens with and without the cache, what may be drawn, and text that streams whole."""
-
-from functools import cache
+"""Generated tokens with and without the cache, and what may be drawn."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
-from shard.inference.sampling import choose_token, generate_ids, stream_text
+from shard.inference.sampling import choose_token, generate_ids
 from shard.model import ShardLM
-from shard.tokenizer import train_tokenizer
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -127,52 +121,3 @@ def test_tokens_come_one_by_one(tiny_model, monkeypatch):
     next(ids)
     next(ids)
     assert len(calls) == 2
-
-
-# Streaming
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    """A byte-level tokenizer of few merges, so that most characters beyond ASCII are several tokens."""
-    return train_tokenizer(["the theme of the thesis, naïve café 東京 東京"] * 4, 280)
-
-
-@given(ids=st.lists(st.integers(0, 279), max_size=30), num_prompt=st.integers(0, 10))
-def test_pieces_join_to_the_decoded_ids(ids, num_prompt):
-    """For any ids, halves of characters and separators included."""
-    ids = [i for i in ids if i < tokenizer().get_vocab_size()]
-    pieces = list(stream_text(tokenizer(), ids[:num_prompt], iter(ids[num_prompt:])))
-    assert "".join(pieces) == tokenizer().decode(ids)
-    assert all(pieces), "an empty piece says nothing"
-
-
-@given(text=st.text(max_size=20), num_prompt=st.integers(0, 10))
-def test_no_piece_holds_half_a_character(text, num_prompt):
-    ids = tokenizer().encode(text).ids
-    pieces = list(stream_text(tokenizer(), ids[:num_prompt], iter(ids[num_prompt:])))
-    assert "".join(pieces) == text
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_a_character_of_several_tokens_waits_for_its_last():
-    ids = tokenizer().encode("a🦀b").ids
-    assert len(ids) == 6
-    assert list(stream_text(tokenizer(), ids[:1], iter(ids[1:]))) == ["a", "🦀", "b"]
-
-
-def test_a_piece_is_shown_before_the_next_token_is_computed():
-    """Else the reader would always be one token behind."""
-    asked = []
-
-    def tokens():
-        for token in tokenizer().encode("xyz").ids:
-            asked.append(token)
-            yield token
-
-    pieces = stream_text(tokenizer(), tokenizer().encode("w").ids, tokens())
-    assert next(pieces) == "w"
-    assert asked == []
-    assert next(pieces) == "x"
-    assert len(asked) == 1

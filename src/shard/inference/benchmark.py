@@ -10,13 +10,22 @@ import torch
 
 from shard.console import Reporter
 from shard.environment import choose_device, device_name, versions
-from shard.inference.load import load_model
+from shard.errors import UsageError
+from shard.inference.decoder import Decoder
+from shard.inference.generate import continue_prompt
+from shard.inference.load import load_in_precision
+from shard.inference.memory import peak_tensor_bytes
+from shard.inference.quantize import check_int8
 from shard.inference.sampling import generate_ids
-from shard.training.decisions import DTYPES
 from shard.training.metrics import read_jsonl
+from shard.units import format_size
 
 RUNS = 5
+PROMPT_TOKENS = 256
 DECODE_TOKENS = 64
+PUBLISHED_RUNS = 3
+PUBLISHED_TOKENS = (6, 40)
+"""Prompt and continuation of the loop in the card: "The capital of France is", and 40 tokens."""
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -42,57 +51,101 @@ def training_speed(stage_folder: Path) -> dict[str, float] | None:
     return _spread(speeds[min(5, len(speeds) // 2) :]) if speeds else None
 
 
+def precisions(device: torch.device) -> tuple[str, ...]:
+    """What is timed on a device: fp16 is for GPUs, int8 for CPUs that have its kernels."""
+    if device.type != "cpu":
+        return "fp32", "bf16", "fp16"
+    try:
+        check_int8(device)
+    except UsageError:
+        return "fp32", "bf16"
+    return "fp32", "bf16", "int8"
+
+
+def _prompt(vocab_size: int, num_tokens: int) -> list[int]:
+    return torch.randint(0, vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def measure_decoder(decoder: Decoder) -> dict[str, Any]:
+    """Greedy decode tokens/s, time to first token, prefill tokens/s (batch 1), footprint, and the peak of memory above
+    the weights: caches, activations and logits of a prompt and some steps.
+    """
+    model, device = decoder.model, decoder.device
+    context = model.config.max_sequence_length
+    num_prompt = max(1, min(PROMPT_TOKENS, context // 2))
+    num_decode = max(1, min(DECODE_TOKENS, context - num_prompt))
+    prompt = _prompt(model.config.vocab_size, num_prompt)
+
+    def generate(count: int) -> list[int]:
+        return list(continue_prompt(decoder, prompt, count))
+
+    generate(num_decode)  # first touches of memory, and a compilation, are not what is measured
+    first, whole = [], []
+    for _ in range(RUNS):
+        first.append(_timed(lambda: generate(1), device))
+        whole.append(_timed(lambda: generate(num_decode), device))
+    decode = [(num_decode - 1) / max(w - f, 1e-9) for f, w in zip(first, whole, strict=True)]
+    return {
+        "prompt_tokens": num_prompt,
+        "decode_tokens": num_decode,
+        "decode_tokens_per_second": _spread(decode),
+        "time_to_first_token_seconds": _spread(first),
+        "prefill_tokens_per_second": _spread([num_prompt / seconds for seconds in first]),
+        "footprint_bytes": sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]),
+        "peak_memory_above_weights_bytes": _spread(
+            [peak_tensor_bytes(lambda: generate(min(num_decode, 8)), device) for _ in range(RUNS)]
+        ),
+    }
+
+
+def measure_published_loop(decoder: Decoder) -> dict[str, float]:
+    """Tokens/s of the loop that a card shows, which recomputes all tokens at each step."""
+    config = decoder.model.config
+    num_prompt = min(PUBLISHED_TOKENS[0], config.max_sequence_length - 1)
+    count = min(PUBLISHED_TOKENS[1], config.max_sequence_length - num_prompt)
+    prompt = _prompt(config.vocab_size, num_prompt)
+
+    def generate() -> list[int]:
+        return list(generate_ids(decoder.model, prompt, count, use_cache=False))
+
+    return _spread([count / _timed(generate, decoder.device) for _ in range(PUBLISHED_RUNS)])
+
+
 def benchmark_run(folder: Path, reporter: Reporter) -> dict[str, Any]:
-    """Greedy decode tokens/s, time to first token and prefill tokens/s in fp32 and bf16 (batch 1, KV cache); the
-    model's footprint; the training speed of the run's own stages.
+    """What `measure_decoder` says in each precision that the device has, eager as `shard generate` runs; the published
+    loop in bf16, the precision of a release; the training speed of the run's own stages.
     """
     device = choose_device()
     inference: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
+    published: dict[str, float] = {}
+    for name in precisions(device):
         reporter.progress(f"bench: {name}")
-        loaded = load_model(folder, dtype, device)
-        model = loaded.model
-        context = model.config.max_sequence_length
-        num_prompt = max(1, min(256, context // 2))
-        num_decode = max(1, min(DECODE_TOKENS, context - num_prompt))
-        generator = torch.Generator().manual_seed(0)
-        prompt = torch.randint(0, model.config.vocab_size, (num_prompt,), generator=generator).tolist()
-
-        def generate(count: int, model: Any = model, prompt: list[int] = prompt) -> list[int]:
-            return list(generate_ids(model, prompt, count))
-
-        generate(min(4, num_decode))  # first touches of memory are not what is measured
-        first, whole = [], []
-        for _ in range(RUNS):
-            first.append(_timed(lambda run=generate: run(1), device))  # type: ignore[misc]
-            whole.append(_timed(lambda run=generate, n=num_decode: run(n), device))  # type: ignore[misc]
-        decode = [(num_decode - 1) / max(w - f, 1e-9) for f, w in zip(first, whole, strict=True)]
-        inference[name] = {
-            "prompt_tokens": num_prompt,
-            "decode_tokens": num_decode,
-            "decode_tokens_per_second": _spread(decode),
-            "time_to_first_token_seconds": _spread(first),
-            "prefill_tokens_per_second": _spread([num_prompt / seconds for seconds in first]),
-            "footprint_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        }
+        decoder = Decoder(load_in_precision(folder, name, device).model)
+        inference[name] = measure_decoder(decoder)
+        if name == "bf16":
+            published = measure_published_loop(decoder)
     reporter.end_progress()
     training = {stage: training_speed(folder / stage) for stage in ("pretrain", "anneal")}
     reporter.table(
         f"Inference on {device_name(device)}, batch 1",
-        ["precision", "decode tokens/s", "first token ms", "prefill tokens/s"],
+        ["precision", "decode tokens/s", "first token ms", "prefill tokens/s", "weights", "memory above them"],
         [
             [
                 name,
                 f"{r['decode_tokens_per_second']['median']:,.0f}",
                 f"{1000 * r['time_to_first_token_seconds']['median']:.1f}",
                 f"{r['prefill_tokens_per_second']['median']:,.0f}",
+                format_size(r["footprint_bytes"]),
+                format_size(r["peak_memory_above_weights_bytes"]["median"]),
             ]
             for name, r in inference.items()
         ],
     )
     return {
         "device": device_name(device),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         "inference": inference,
+        "published_loop_tokens_per_second": published,
         "training_tokens_per_second": {stage: speed for stage, speed in training.items() if speed},
     }

@@ -3,7 +3,7 @@ what a file says of sizes is compared with what it holds before memory is taken.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,18 @@ from tokenizers import Tokenizer
 from torch.overrides import TorchFunctionMode
 
 from shard.config import Config
-from shard.errors import ShardError
+from shard.errors import ShardError, UsageError
 from shard.inference.plain_pickle import load_plain
+from shard.inference.quantize import check_int8, quantize
 from shard.model import ShardLM
 from shard.tokenizer import SEPARATOR, SPLIT_PATTERN, load_tokenizer
 from shard.training.checkpoint import load_checkpoint, newest_checkpoint
+from shard.training.decisions import DTYPES
 
 MAX_TOKENIZER_BYTES = 32 * 2**20  # one of 262,144 tokens has 20 MB
+
+PRECISIONS = (*DTYPES, "int8")
+"""What a model can be used in: the dtype of its weights, or int8 weights on a CPU."""
 
 _WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -109,6 +114,17 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     separator_id = tokenizer.token_to_id(SEPARATOR)
     separator_id = 0 if separator_id is None else separator_id
     return LoadedModel(model.to(device, dtype), tokenizer, separator_id, origin, tokenizer_path)
+
+
+def load_in_precision(path: Path, name: str, device: torch.device) -> LoadedModel:
+    """Load to compute in one of PRECISIONS. UsageError for another name, or where int8 cannot be computed with."""
+    if name not in PRECISIONS:
+        raise UsageError(f"--dtype {name}: choose one of {', '.join(PRECISIONS)}")
+    if name != "int8":
+        return load_model(path, DTYPES[name], device)
+    check_int8(device)
+    loaded = load_model(path, torch.float32, device)
+    return replace(loaded, model=quantize(loaded.model))
 
 
 class _NoDraws(TorchFunctionMode):

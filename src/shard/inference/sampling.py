@@ -1,7 +1,6 @@
 """Generating text: greedy, or by temperature and top-p; with a KV cache, or by the plain loop that recomputes all."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import torch
 from tokenizers import Tokenizer
@@ -77,20 +76,3 @@ def complete_prompts(
             new = generate_ids(model, ids, max_tokens, temperature, top_p, seed, stop_id=separator_id)
             samples.append({"prompt": prompt, "text": tokenizer.decode([*ids, *new])})
     return samples
-
-
-def stream_text(tokenizer: Tokenizer, prompt_ids: list[int], new_ids: Iterable[int]) -> Iterator[str]:
-    """The text of prompt and continuation in pieces, as soon as they are whole: a character whose bytes come in
-    several tokens waits for the last of them. The pieces join to exactly the decoded ids.
-    """
-    ids, shown = list(prompt_ids), ""
-    text = tokenizer.decode(ids)
-    for token in chain([None], new_ids):
-        if token is not None:
-            ids.append(token)
-            text = tokenizer.decode(ids)
-        if len(text) > len(shown) and not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    if len(text) > len(shown):
-        yield text[len(shown) :]

@@ -1,0 +1,172 @@
+"""The fast decoder against its plain twin: the same tokens, alone and side by side, and one compilation for all."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from shard.config import Config
+from shard.environment import choose_compile
+from shard.inference import decoder as decoder_module
+from shard.inference.decoder import Decoder, join
+from shard.inference.generate import continue_prompt, continue_prompts
+from shard.inference.quantize import quantize
+from shard.inference.sampling import generate_ids
+from shard.model import KVCache, ShardLM
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [(7 * i) % 67 for i in range(30)], [(5 * i) % 67 for i in range(8)]]
+"""Shorter than the window of 8, as long, and longer."""
+
+
+def together(model: ShardLM, prompts: list[list[int]], max_tokens: int, **options: object) -> list[list[int]]:
+    texts: list[list[int]] = [[] for _ in prompts]
+    for tokens in continue_prompts(Decoder(model), prompts, max_tokens, **options):  # type: ignore[arg-type]
+        for row, token in enumerate(tokens):
+            if token is not None:
+                texts[row].append(token)
+    return texts
+
+
+@pytest.fixture(autouse=True)
+def small_doublings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a short text crosses several of them."""
+    monkeypatch.setattr(decoder_module, "LEAST_SIZE", 16)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_equals_the_plain_loop(tiny_model: ShardLM, prompt: list[int]) -> None:
+    expected = list(generate_ids(tiny_model, prompt, 60, use_cache=False))
+    assert list(continue_prompt(Decoder(tiny_model), prompt, 60)) == expected
+    assert len(expected) == 60 and len(set(expected)) > 3
+
+
+def test_logits_equal_those_of_the_plain_cache(tiny_model: ShardLM) -> None:
+    """At every step, over the edge of the window, in fp32 and in the precision that rounds."""
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        model = tiny_model.to(dtype)
+        with torch.inference_mode():
+            cache = KVCache(model, 1, 50)
+            decoder = Decoder(model)
+            batch, got = decoder.start([PROMPTS[0]], 50)
+            expected = model(torch.tensor([PROMPTS[0]]), cache)[0][:, -1]
+            for token in range(40):
+                assert (got - expected).norm() / expected.norm() < limit
+                got = decoder.extend(batch, [token])
+                expected = model(torch.tensor([[token]]), cache)[0][:, -1]
+
+
+def test_side_by_side_as_alone(tiny_model: ShardLM) -> None:
+    alone = [list(generate_ids(tiny_model, prompt, 50)) for prompt in PROMPTS]
+    assert together(tiny_model, PROMPTS, 50) == alone
+    assert len({tuple(text) for text in alone}) == len(PROMPTS)
+
+
+def test_draws_side_by_side_as_alone(tiny_model: ShardLM) -> None:
+    options = {"temperature": 1.0, "top_p": 0.9, "seed": 5}
+    alone = [list(generate_ids(tiny_model, prompt, 30, **options)) for prompt in PROMPTS]  # type: ignore[arg-type]
+    assert together(tiny_model, PROMPTS, 30, **options) == alone
+
+
+def test_each_row_ends_for_itself(tiny_model: ShardLM) -> None:
+    """At its stop token, at the end of the context, or because the caller ends it; the others go on as before."""
+    long = [i % 67 for i in range(90)]
+    prompts = [*PROMPTS, long]
+    whole = [list(generate_ids(tiny_model, prompt, 40)) for prompt in prompts]
+    assert [len(text) for text in whole] == [40, 40, 40, 40, 6]
+    assert together(tiny_model, prompts, 40) == whole
+    stop = whole[0][10]
+    cut = [text[: text.index(stop)] if stop in text else text for text in whole]
+    assert together(tiny_model, prompts, 40, stop_id=stop) == cut
+    assert len(cut[0]) < 40 and len({len(text) for text in cut}) > 2
+
+    ended: set[int] = set()
+    texts: list[list[int]] = [[] for _ in PROMPTS]
+    for step, tokens in enumerate(continue_prompts(Decoder(tiny_model), PROMPTS, 40, ended=ended)):
+        for row, token in enumerate(tokens):
+            texts[row] += [] if token is None else [token]
+        if step < len(PROMPTS):
+            ended.add(step)
+    assert texts == [text[: i + 1] for i, text in enumerate(whole[:4])], "and nothing is computed when all have ended"
+
+
+@pytest.mark.parametrize(("prompt_length", "expected"), [(90, 6), (95, 1), (96, 0)])
+def test_ends_where_the_context_ends(tiny_model: ShardLM, prompt_length: int, expected: int) -> None:
+    prompt = [i % 67 for i in range(prompt_length)]
+    assert len(list(continue_prompt(Decoder(tiny_model), prompt, 50))) == expected
+
+
+def test_prompts_beyond_the_context_and_empty_ones_are_refused(tiny_model: ShardLM) -> None:
+    for prompts in ([[1] * 97], [[1], []]):
+        with pytest.raises(ValueError, match="the context is 1 to 96"):
+            Decoder(tiny_model).start(prompts, 10)
+
+
+def test_nothing_is_computed_before_it_is_asked_for(tiny_model: ShardLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    extend = Decoder.extend
+    monkeypatch.setattr(Decoder, "extend", lambda self, *args: calls.append(1) or extend(self, *args))
+    tokens = continue_prompt(Decoder(tiny_model), PROMPTS[0], 10)
+    next(tokens)
+    assert len(calls) == 0
+    next(tokens)
+    assert len(calls) == 1
+    assert len(list(tokens)) == 8 and len(calls) == 9, "and none after the last"
+
+
+def test_the_model_stays_usable_and_memory_holds_the_weights_once(tiny_model: ShardLM) -> None:
+    ids = torch.tensor([PROMPTS[2]])
+    before = tiny_model(ids)[0]
+    decoder = Decoder(tiny_model)
+    assert torch.equal(tiny_model(ids)[0], before)
+    attention = tiny_model.blocks[0].attention
+    joined = decoder.layers[0].query_key_value.weight
+    for i, part in enumerate((attention.query, attention.key, attention.value)):
+        assert part.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+        assert torch.equal(joined[32 * i : 32 * (i + 1)], part.weight)
+
+
+def test_join_is_the_parts_in_turn(tiny_model: ShardLM) -> None:
+    x = torch.randn(3, 32)
+    for model in (tiny_model, quantize(tiny_model)):
+        block = model.blocks[0].feed_forward
+        expected = torch.cat([block.gate(x), block.up(x)], dim=-1)
+        torch.testing.assert_close(join([block.gate, block.up])(x), expected)
+
+
+# Compiled
+
+
+def test_a_compiled_step_serves_every_token_and_every_batch(tiny_model: ShardLM) -> None:
+    """Compiled once for each doubling of what is read (16, 32, 64), and not again by a second batch."""
+    counter = CompileCounter()
+    decoder = Decoder(tiny_model, compile=True, backend=counter)
+    for prompt in (PROMPTS[0], [8, 8, 8], PROMPTS[0]):
+        tokens = list(continue_prompt(decoder, prompt, 50))
+        assert tokens == list(generate_ids(tiny_model, prompt, 50))
+        assert counter.frame_count == 3
+
+
+def test_a_compiled_step_serves_rows_of_any_length(tiny_model: ShardLM) -> None:
+    counter = CompileCounter()
+    decoder = Decoder(tiny_model, compile=True, backend=counter)
+    for prompts in (PROMPTS, PROMPTS[::-1]):
+        alone = [list(generate_ids(tiny_model, prompt, 30)) for prompt in prompts]
+        rows = list(continue_prompts(decoder, prompts, 30))
+        assert [list(text) for text in zip(*rows, strict=True)] == alone
+    assert counter.frame_count == 2, "32 slots, then 64, for both"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_compiled_by_inductor_as_eager(tiny_config: Config, tiny_model: ShardLM, precision: str) -> None:
+    works, reason = choose_compile(torch.device("cpu"))
+    if not works:
+        pytest.skip(reason)
+    model = {"fp32": tiny_model.float, "bf16": tiny_model.bfloat16, "int8": lambda: quantize(tiny_model)}[precision]()
+    eager, compiled = Decoder(model), Decoder(model, compile=True)
+    with torch.inference_mode():
+        (batch, _), (other, _) = eager.start(PROMPTS, 60), compiled.start(PROMPTS, 60)
+        for token in range(30):
+            got, expected = compiled.extend(other, [token] * 4), eager.extend(batch, [token] * 4)
+            # Fused, what lies between two operations is not rounded to bf16.
+            assert (got - expected).norm() / expected.norm() < {"fp32": 1e-5, "int8": 0.02, "bf16": 0.06}[precision]
