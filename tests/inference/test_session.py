@@ -33,7 +33,7 @@ def session() -> Session:
                 p.normal_(std=0.4)
         model.embedding.weight.normal_(std=0.1)
     tokenizer = train_tokenizer(["the theme of the thesis, naïve café 東京 東京"] * 4, 280)
-    loaded = LoadedModel(model.eval(), tokenizer, 0, "here")
+    loaded = LoadedModel(model.eval(), tokenizer, 0, "here", Path("here"))
     return Session(loaded, Sampling(max_tokens=20), Decoder(model))
 
 
