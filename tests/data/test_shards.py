@@ -277,11 +277,9 @@ def test_the_sample_is_taken_from_every_batch(tokenizer_path: Path, monkeypatch:
     reference = encoder._reference
 
     class Counting:
-        def encode(self, text: str, add_special_tokens: bool) -> object:
-            checked.append(text)
-            return reference.encode(text, add_special_tokens=add_special_tokens)
-
-        encode_batch = reference.encode_batch
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> object:
+            checked.extend(texts)
+            return reference.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     monkeypatch.setattr(encoder, "_reference", Counting())
     texts = [f"word{'a' * i}" for i in range(200)]
@@ -296,16 +294,27 @@ def test_only_the_lines_that_need_it_go_the_slow_way(tokenizer_path: Path, monke
     reference = encoder._reference
 
     class Counting:
-        encode = reference.encode
-
-        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> object:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> object:
             slow.extend(texts)
-            return reference.encode_batch(texts, add_special_tokens=add_special_tokens)
+            return reference.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     monkeypatch.setattr(encoder, "_reference", Counting())
     text = "one\ntwo  \nl\xa0été\n  «\xa0oui\xa0»\nthree\r\n\n four\n\tfive\n"
     assert encoded(encoder, ["x", text])[1] == expected_ids(tokenizer_path, [text])[0]
-    assert slow == ["l\xa0été\n  «\xa0oui\xa0»\n"]
+    assert slow == ["l\xa0été\n  «\xa0oui\xa0»\n", "x"]  # and the sample
     texts = ["\n".join(lines) for lines in zip(*(draw(seed, 500, 6) for seed in range(3, 9)), strict=True)]
     assert encoded(encoder, texts) == expected_ids(tokenizer_path, texts)
     assert len("".join(slow)) < 0.9 * len("".join(texts))
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_long_hard_text_is_encoded_in_pieces(
+    encoder: BulkEncoder, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Their ids are those of the whole, wherever the borders fall."""
+    monkeypatch.setattr(shards, "_PIECE_CHARACTERS", size)
+    texts = [" ".join(words) for words in zip(*(draw(seed, 400, 5) for seed in range(10, 20)), strict=True)]
+    texts += [*HARD, "a b\xa0c d  e f\n\ng h's I'LL x 'll y", "x" * 100]
+    assert "".join(shards._pieces(texts[0])) == texts[0]
+    assert sum(len(list(shards._pieces(text))) for text in texts) > len(texts)
+    assert encoded(encoder, texts) == expected_ids(tokenizer_path, texts)

@@ -22,7 +22,9 @@ def test_both_models_read_the_same_text(tiny_model: ShardLM, tmp_path: Path, mon
     with torch.no_grad():
         for name, p in wide.named_parameters():
             p.copy_(tiny_model.get_parameter(name)) if "embedding" not in name else p.normal_(std=0.1)
-    monkeypatch.setattr(int8_loss, "load_model", lambda *_: LoadedModel(wide.eval(), tokenizer, 0, "here", Path("here")))
+    monkeypatch.setattr(
+        int8_loss, "load_model", lambda *_: LoadedModel(wide.eval(), tokenizer, 0, "here", Path("here"))
+    )
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         lines = [json.dumps({"text": f"{name} text {i} of words " * 5}) for i in range(3)]

@@ -147,13 +147,17 @@ def read_unit(path: Path, side: int) -> Iterator[str]:
     try:
         sides = np.load(path.with_suffix(".npy"), allow_pickle=False)
         first = 0
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(path, memory_map=True) as parquet:
             if len(sides) != parquet.metadata.num_rows:
                 raise ValueError(f"{path.with_suffix('.npy').name} is of {len(sides)} documents")
-            for batch in parquet.iter_batches(columns=["text"]):
-                texts, wanted = batch.column(0), np.flatnonzero(sides[first : first + batch.num_rows] == side)
-                yield from texts.take(wanted).to_pylist()
-                first += batch.num_rows
+            # Row group by row group: a batch of iter_batches may be as large as the file.
+            for group in range(parquet.num_row_groups):
+                num_rows = parquet.metadata.row_group(group).num_rows
+                wanted = np.flatnonzero(sides[first : first + num_rows] == side)
+                if len(wanted):
+                    texts = parquet.read_row_group(group, columns=["text"], use_threads=False).column(0)
+                    yield from texts.take(wanted).to_pylist()
+                first += num_rows
     except Exception as error:  # numpy and Arrow raise many kinds for a file that is not what it should be
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ShardError(
