@@ -11,7 +11,7 @@ import typer
 
 from shard import __version__
 from shard.console import Reporter
-from shard.environment import set_process_defaults
+from shard.environment import num_ranks, set_process_defaults
 from shard.errors import ShardError, UsageError
 from shard.recipe import Recipe, packaged_recipes
 from shard.signals import stop_on_sigterm
@@ -40,13 +40,9 @@ MaxTimeOption = Annotated[
     str | None, typer.Option("--max-time", help="Pause and save before so much time has passed: 45m, 2h55m.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
 ForkOption = Annotated[
     Path | None, typer.Option("--fork", help="Branch from the run into this new folder, with what --set changes.")
 ]
-
-
 MirrorOption = Annotated[
     Path | None, typer.Option("--mirror", help="Read datasets from this folder in the hub's layout, not from the hub.")
 ]
@@ -496,4 +492,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command `shard`."""
     run_app: Callable[..., Any] = app
     with _one_line_errors():
-        run_app(args=arguments)
+        if num_ranks() == 1:
+            run_app(args=arguments)
+        else:
+            from shard.ranks import work_together
+
+            work_together(lambda: run_app(args=arguments))

@@ -19,9 +19,25 @@ def set_process_defaults() -> None:
     MKL_DYNAMIC=FALSE keeps the number of threads of a product from changing under load, and with it the order of
     its sums. CUBLAS_WORKSPACE_CONFIG does the same on CUDA.
     """
+    # torchrun gives each of its processes one thread where nothing is said; the ranks divide the cores themselves.
+    if num_ranks() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def num_ranks() -> int:
+    """How many processes were started to train together, by torchrun or in its way; 1 is an ordinary run."""
+    given = all(os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if given else 1
+
+
+def count_cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_deterministic(seed: int) -> None:

@@ -12,7 +12,7 @@ Decay" (arXiv 2510.12402).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,6 +60,8 @@ class Muon(torch.optim.Optimizer):
 
     `found_inf` has the meaning that torch gives it in its fused optimizers: a scalar tensor that is 1 where this step
     must change nothing, whatever the gradients hold, else 0. It is never read by the host.
+
+    `orthogonalizer` takes the arguments of `orthogonalize`: where several processes train, one that divides the stack.
     """
 
     found_inf: Tensor | None = None
@@ -74,6 +76,7 @@ class Muon(torch.optim.Optimizer):
         cautious: bool = False,
         method: str = "polar_express",
         dtype: torch.dtype = torch.bfloat16,
+        orthogonalizer: Callable[[Tensor, str, torch.dtype], Tensor] = orthogonalize,
     ) -> None:
         if method not in RESTORABLE:
             raise ValueError(f"method must be one of {', '.join(RESTORABLE)}, not {method!r}")
@@ -87,6 +90,7 @@ class Muon(torch.optim.Optimizer):
             "dtype": dtype,
         }
         super().__init__(params, defaults)
+        self._orthogonalize = orthogonalizer
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:
@@ -115,7 +119,7 @@ class Muon(torch.optim.Optimizer):
             grads = [torch.where(skip, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        updates = orthogonalize(torch.stack(directions), group["method"], group["dtype"]).to(params[0].dtype)
+        updates = self._orthogonalize(torch.stack(directions), group["method"], group["dtype"]).to(params[0].dtype)
         taken: Tensor | float = 1.0 if self.found_inf is None else 1 - self.found_inf
         if self.found_inf is not None:
             updates = updates * taken

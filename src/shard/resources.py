@@ -107,16 +107,20 @@ def most_checkpoints(settings: StageSettings) -> int:
     return settings.keep_last + 4 + (settings.steps // settings.keep_every if settings.keep_every else 0)
 
 
-def check_memory(run: Run, device: "torch.device") -> None:
-    """ShardError where weights, gradients, optimizer state and the copy for a checkpoint exceed the main memory."""
+def check_memory(run: Run, device: "torch.device", num_ranks: int = 1) -> None:
+    """ShardError where weights, gradients and optimizer state of each rank on this machine, and the copy for a
+    checkpoint exceed the main memory.
+    """
     from shard.environment import total_memory
     from shard.training.cost import checkpoint_bytes, state_bytes
 
-    needed = checkpoint_bytes(run.recipe.config) + (state_bytes(run.recipe.config) if device.type == "cpu" else 0)
+    states = num_ranks * state_bytes(run.recipe.config) if device.type == "cpu" else 0
+    needed = checkpoint_bytes(run.recipe.config) + states
     if needed > total_memory():
         raise ShardError(
             f"weights, gradients, optimizer state and their copy for a checkpoint take {format_size(needed)} and this "
             f"machine has {format_size(total_memory())}: choose a smaller model"
+            + (", or fewer ranks" if num_ranks > 1 else "")
         )
 
 

@@ -1,5 +1,9 @@
-"""A stage of training, pretrain or anneal, of a run: what the trainer is given, and what the manifest keeps of it."""
+"""A stage of training, pretrain or anneal, of a run: what the trainer is given, and what the manifest keeps of it.
 
+Where several ranks train, `train` is the first one's, and calls the others to `train_along`.
+"""
+
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +13,12 @@ from shard.epochs import check_epochs
 from shard.errors import ShardError
 from shard.files import read_json
 from shard.provenance import flatten
+from shard.recipe import Recipe
 from shard.resources import check_disk, check_memory
-from shard.run import Run
+from shard.run import RECIPE, Run
 
 if TYPE_CHECKING:
+    from shard.data.loader import BatchLoader
     from shard.model import ShardLM
 
 SAMPLE_TOKENS = 40
@@ -29,27 +35,11 @@ def separator_id(run: Run) -> int:
     return token_id
 
 
-def train(
-    run: Run, reporter: Reporter, name: str, until: int | None, start: Path | None, deadline: float | None
-) -> dict[str, Any]:
-    """Train the stage `name` to its end, to step `until` or to a deadline (time.monotonic()); what was reached."""
-    import torch
-
+def _open_batches(run: Run, name: str) -> "BatchLoader":
     from shard.data.loader import BatchLoader
-    from shard.environment import choose_device, environment
-    from shard.evaluation.bits_per_byte import encode_heldout, score
-    from shard.inference.sampling import complete_prompts
-    from shard.tokenizer import load_tokenizer
-    from shard.training.decisions import decide, save_decisions
-    from shard.training.sinks import Origin, Sinks
-    from shard.training.stage import Stage
-    from shard.training.trainer import Trainer
 
     r, settings = run.recipe, getattr(run.recipe, name)
-    device = choose_device()
-    tok = load_tokenizer(run.tokenizer_path)
-    separator = separator_id(run)
-    loader = BatchLoader(
+    return BatchLoader(
         run.data,
         settings.mix,
         settings.sequence_length,
@@ -59,7 +49,45 @@ def train(
         seed=r.seed * 2 + (name == "anneal"),
         vocab_size=r.config.vocab_size,
     )
-    check_memory(run, device)
+
+
+def train(
+    run: Run, reporter: Reporter, name: str, until: int | None, start: Path | None, deadline: float | None
+) -> dict[str, Any]:
+    """Train the stage `name` to its end, to step `until` or to a deadline (time.monotonic()); what was reached."""
+    from shard.training import distributed
+
+    with distributed.together.threads():
+        return _train(run, reporter, name, until, start, deadline)
+
+
+def _train(
+    run: Run, reporter: Reporter, name: str, until: int | None, start: Path | None, deadline: float | None
+) -> dict[str, Any]:
+    import torch
+
+    from shard.environment import choose_device, environment
+    from shard.evaluation.bits_per_byte import encode_heldout, score
+    from shard.inference.sampling import complete_prompts
+    from shard.tokenizer import load_tokenizer
+    from shard.training import distributed
+    from shard.training.decisions import decide, save_decisions
+    from shard.training.sinks import Origin, Sinks
+    from shard.training.stage import Stage
+    from shard.training.trainer import Trainer
+
+    r, settings = run.recipe, getattr(run.recipe, name)
+    device = choose_device()
+    tok = load_tokenizer(run.tokenizer_path)
+    separator = separator_id(run)
+    ranks = distributed.together
+    loader = _open_batches(run, name)
+    if ranks.size > loader.num_rows:
+        raise ShardError(
+            f"{ranks.size} ranks are more than the {loader.num_rows} sequences of a step: start fewer, or raise "
+            f"{name}.tokens_per_step"
+        )
+    check_memory(run, device, ranks.local_size)
     check_disk(run, name)
     check_epochs(run)
     heldout = {
@@ -72,6 +100,11 @@ def train(
         for source in r.sources
     }
     decisions = decide(name, settings, device, run.decisions_path)
+    if ranks.size > 1:
+        reporter.line(f"{name}: {ranks.size} ranks, {torch.get_num_threads()} threads each")
+        ranks.broadcast(
+            {"folder": str(run.folder.resolve()), "stage": name, "until": until, "decisions": asdict(decisions)}
+        )
 
     def score_heldout(model: "ShardLM") -> dict[str, float]:
         length = settings.sequence_length
@@ -83,7 +116,7 @@ def train(
 
     entry = run.manifest["stages"]
     branch = entry.get("anneal", {}).get("from_step") if name == "pretrain" else None
-    surroundings = environment(device)
+    surroundings = environment(device) | ({"ranks": ranks.size} if ranks.size > 1 else {})
     origin = Origin(
         run=r.name,
         created=run.manifest["created"],
@@ -106,10 +139,13 @@ def train(
         decisions=decisions,
         save_decisions=lambda changed: save_decisions(name, device, run.decisions_path, changed),
         device=device,
-        environment={key: surroundings[key] for key in ("device", "threads", "versions")},
+        environment={
+            key: surroundings[key] for key in ("device", "threads", "versions", "ranks") if key in surroundings
+        },
         start=start,
         sinks=Sinks.named(run.track, origin, reporter.warn),
         pinned=frozenset() if branch is None else frozenset({branch}),
+        ranks=ranks,
     )
     with run.stage(name), stage.sinks:
         run.record(name, environment=surroundings, decisions=read_json(run.decisions_path, "delete it"))
@@ -140,3 +176,41 @@ def train(
             + (f", or anneal from here with `shard anneal {run.folder}`" if name == "pretrain" else "")
         )
     return result
+
+
+def train_along(task: dict[str, Any]) -> None:
+    """What the other ranks do of a stage: its steps. `task` is what the first rank says of it; all else, the weights
+    too, they have from there.
+    """
+    import torch
+
+    from shard.environment import choose_device
+    from shard.training import distributed
+    from shard.training.decisions import Decisions
+    from shard.training.stage import Stage
+    from shard.training.trainer import Trainer
+
+    folder, name, ranks = Path(task["folder"]), task["stage"], distributed.together
+    run = Run(folder, Recipe.load(str(folder / RECIPE)))
+    with ranks.threads():
+        loader = _open_batches(run, name)
+        stage = Stage(
+            name=name,
+            config=run.recipe.config,
+            settings=getattr(run.recipe, name),
+            seed=run.recipe.seed,
+            folder=folder / name,
+            loader=loader,
+            score=lambda model: {},
+            sample=lambda model: [],
+            fingerprint="",
+            identity={},
+            decisions=Decisions(**task["decisions"]),
+            device=choose_device(),
+            ranks=ranks,
+        )
+        try:
+            Trainer(stage, Reporter(quiet=True)).train(task["until"])
+        finally:
+            loader.close()
+            torch.use_deterministic_algorithms(False)

@@ -71,11 +71,16 @@ def _read(path: Path) -> dict[str, Any]:
     return known
 
 
+def fit_micro_batch(micro_batch: int, rows: int) -> int:
+    """The largest micro-batch up to this one that divides the rows: equal shapes are compiled once."""
+    return max(n for n in range(1, min(micro_batch, rows) + 1) if rows % n == 0)
+
+
 def halve_micro_batch(decisions: Decisions, rows: int) -> Decisions | None:
     """After running out of memory: about half the micro-batch, of equal parts of the `rows` of a step. None at one."""
     if decisions.micro_batch == 1:
         return None
-    micro_batch = max(n for n in range(1, decisions.micro_batch // 2 + 1) if rows % n == 0)
+    micro_batch = fit_micro_batch(decisions.micro_batch // 2, rows)
     reason = f"{decisions.micro_batch} sequences did not fit into memory"
     return replace(decisions, micro_batch=micro_batch, reasons={**decisions.reasons, "micro_batch": reason})
 
@@ -102,8 +107,7 @@ def _probe(settings: StageSettings, device: torch.device) -> Decisions:
     rows = settings.tokens_per_step // settings.sequence_length
     if settings.micro_batch == "auto":
         wanted = max(1, MICRO_BATCH_TOKENS[device.type] // settings.sequence_length)
-        # Equal micro-batches keep the shapes static, so nothing is compiled twice.
-        micro_batch = max(n for n in range(1, min(wanted, rows) + 1) if rows % n == 0)
+        micro_batch = fit_micro_batch(wanted, rows)
         reasons["micro_batch"] = f"at most {MICRO_BATCH_TOKENS[device.type]} tokens on {device.type}"
     else:
         micro_batch, reasons["micro_batch"] = min(settings.micro_batch, rows), "the recipe says so"

@@ -52,6 +52,21 @@ class Journal:
             file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
+class SilentJournal(Journal):
+    """Of a rank that writes nothing down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.metrics_path, self.events_path = folder / "metrics.jsonl", folder / "events.jsonl"
+
+    def resume(self, step: int) -> int:
+        """Nothing is missing."""
+        return 0
+
+    @staticmethod
+    def _append(path: Path, values: dict[str, Any]) -> None:
+        pass
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; a last line that was cut off by a crash is left out."""
     if not path.is_file():

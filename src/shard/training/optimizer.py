@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shard.model import ShardLM
 from shard.muon import Muon
+from shard.training.distributed import ALONE, Ranks
 from shard.training.schedule import muon_momentum, wsd
 from shard.training.settings import StageSettings
 
@@ -21,7 +22,9 @@ ADAM_STATES = ("exp_avg", "exp_avg_sq")
 class Optimizer:
     """Muon and AdamW as one: a learning rate and a momentum by step, and a state of named tensors."""
 
-    def __init__(self, model: ShardLM, settings: StageSettings, newton_schulz_dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: ShardLM, settings: StageSettings, newton_schulz_dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> None:
         self.settings = settings
         self.parameters = dict(model.named_parameters())
         roles = model.parameter_roles()
@@ -37,6 +40,7 @@ class Optimizer:
             cautious=settings.cautious_decay,
             method=settings.muon_method,
             dtype=newton_schulz_dtype,
+            orthogonalizer=ranks.orthogonalize,
         )
         self.adamw = torch.optim.AdamW(
             [{"params": [self.parameters[name] for name in self.names[role]]} for role in ("embedding", "norm")],

@@ -11,6 +11,7 @@ from shard.config import Config
 from shard.data.loader import BatchLoader
 from shard.model import ShardLM
 from shard.training.decisions import Decisions
+from shard.training.distributed import ALONE, Ranks
 from shard.training.settings import StageSettings
 from shard.training.sinks import Sinks
 
@@ -46,5 +47,7 @@ class Stage:
     """The checkpoint that an anneal branches from; pretraining starts from nothing."""
     sinks: Sinks = field(default_factory=Sinks)
     """What else the metrics are copied to."""
+    ranks: Ranks = ALONE
+    """Who trains it together; all but the first need only what computes."""
     pinned: frozenset[int] = frozenset()
     """Steps whose checkpoints are never deleted: an anneal branched from them."""

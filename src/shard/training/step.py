@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,19 @@ from torch import Tensor
 
 from shard.errors import ShardError
 from shard.model import ShardLM
-from shard.training.decisions import DTYPES, Decisions, halve_micro_batch, is_out_of_memory
+from shard.training.decisions import DTYPES, Decisions, fit_micro_batch, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
 from shard.training.optimizer import Optimizer
+from shard.training.reduction import Reduction, Wish
 from shard.training.stage import Stage
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale."""
+    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale;
+    where several ranks train, also what they told each other (reduction.Agreed).
+    """
 
     step: int
     """Counted from 1."""
@@ -53,13 +56,17 @@ class TrainingStep:
 
             for block in model.blocks:
                 block.attention.local_attention = flex_local_attention  # type: ignore[union-attr]
+        self.wish = Wish()
+        """What this rank tells the others with the next step."""
+        ranks = stage.ranks
+        self._reduction = Reduction(list(model.parameters()), ranks) if ranks.size > 1 else None
         self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
         self.reset()
 
     def reset(self) -> None:
         """Optimizer and guard as they are before the first step; the weights stay."""
         settings = self.stage.settings
-        self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz])
+        self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz], self.stage.ranks)
         self.guard = StepGuard(settings.skip_sigma, self.stage.device, self.scaled)
 
     def _loss(self, inputs_BT: Tensor, targets_BT: Tensor, scale: float | Tensor) -> Loss:
@@ -74,7 +81,8 @@ class TrainingStep:
         )
 
     def accumulate_gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll and z over it.
+        """Gradients of one global batch [rows, T + 1], or of this rank's rows of it, micro-batch by micro-batch; the
+        sums of nll and z over them.
 
         Each micro-batch's loss is already a share of the whole batch's mean, so the sum equals the big batch. In fp16
         the gradients carry the guard's loss scale.
@@ -87,7 +95,7 @@ class TrainingStep:
         nll, z = torch.zeros((), device=device), torch.zeros((), device=device)
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
-        for micro in batch.split(self.decisions.micro_batch):
+        for micro in batch.split(self._micro_batch(len(rows))):
             loss = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous(), scale)
             loss.total.backward()
             nll += loss.nll_sum
@@ -97,6 +105,8 @@ class TrainingStep:
     def _gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """The same, with a smaller micro-batch where memory runs out."""
         while True:
+            if self._reduction is not None:
+                self._reduction.begin()
             try:
                 return self.accumulate_gradients(rows)
             except (RuntimeError, MemoryError) as error:
@@ -107,7 +117,7 @@ class TrainingStep:
             self.optimizer.clear_gradients()
             if self.stage.device.type == "cuda":
                 torch.cuda.empty_cache()
-            smaller = halve_micro_batch(self.decisions, len(rows))
+            smaller = halve_micro_batch(replace(self.decisions, micro_batch=self._micro_batch(len(rows))), len(rows))
             if smaller is None:
                 raise ShardError(
                     f"{self.stage.name}: one sequence of {self.stage.settings.sequence_length} tokens does not fit "
@@ -116,16 +126,24 @@ class TrainingStep:
             self.decisions = smaller
             self._on_less_memory(smaller, message)
 
+    def _micro_batch(self, rows: int) -> int:
+        """As decided; of the rows of one rank of several, what divides them."""
+        decided = self.decisions.micro_batch
+        return decided if self._reduction is None else fit_micro_batch(decided, rows)
+
     def launch(self, step: int, rows: NDArray[np.int64]) -> Launched:
         """Queue step number `step` (from 1) on this batch. Its rates are those of the step index before it."""
         begun, settings = time.monotonic(), self.stage.settings
         rates = self.optimizer.set_step(step - 1)
-        nll, z = self._gradients(rows)
+        nll, z = self._gradients(self.stage.ranks.rows(rows))
+        told: Tensor | tuple[()] = ()
+        if self._reduction is not None:
+            nll, z, told = self._reduction.sum(nll, z, self.wish, self.decisions.micro_batch)
         norm = self.optimizer.gradient_norm(self.guard.scale if self.scaled else None)
         loss = (nll + settings.z_loss * z) / settings.tokens_per_step
         verdict = self.guard.judge(loss, norm)
         self.optimizer.step(norm, verdict.skip)
-        outcome = torch.stack([nll, z, loss, norm, *verdict])
+        outcome = torch.stack([nll, z, loss, norm, *verdict, *told])
         if self.stage.device.type != "cuda":
             return Launched(step, begun, rates, outcome)
         host = torch.empty(outcome.shape, pin_memory=True).copy_(outcome, non_blocking=True)

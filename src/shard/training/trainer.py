@@ -3,10 +3,14 @@
 The loop is small on purpose: batch(index) -> gradients, micro-batch by micro-batch -> verdict of the guard -> optimizer
 step -> record. All that decides the result is a pure function of the recipe and the step, or stands in the checkpoint.
 The host reads what a step gave only when the next one is on its way to the device.
+
+Where several ranks train, each of them runs this loop and comes to the same decisions at the same steps, since it reads
+the same outcomes; only the first one reads checkpoints, writes, evaluates and prints.
 """
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +35,11 @@ from shard.training.checkpoint import (
     set_rng_state,
 )
 from shard.training.decisions import Decisions
+from shard.training.distributed import LostRankError
 from shard.training.guard import reason_of_skip
-from shard.training.metrics import Journal, read_jsonl
+from shard.training.metrics import Journal, SilentJournal, read_jsonl
 from shard.training.progress import Progress
+from shard.training.reduction import Agreed, Wish
 from shard.training.sentinel import inspect_spectra
 from shard.training.stage import Stage
 from shard.training.step import Launched, TrainingStep
@@ -45,8 +51,8 @@ class Trainer:
     """Trains one stage; it begins where the newest whole checkpoint of the stage left off."""
 
     def __init__(self, stage: Stage, reporter: Reporter) -> None:
-        self.stage, self.reporter = stage, reporter
-        self.journal = Journal(stage.folder)
+        self.stage, self.reporter, self.ranks = stage, reporter, stage.ranks
+        self.journal = Journal(stage.folder) if self.ranks.is_first else SilentJournal(stage.folder)
         self.checkpoints = stage.folder / "checkpoints"
         self.writer = CheckpointWriter(self.checkpoints, self.journal.flush, self._prune)
         make_deterministic(stage.seed)
@@ -54,7 +60,8 @@ class Trainer:
         # On the CPU a step is over when it returns; elsewhere the host stays one step ahead of what it reads.
         self._lag = 0 if stage.device.type == "cpu" else 1
         self._launched: deque[Launched] = deque()
-        self._restore(load_newest(self.checkpoints, reporter.warn))
+        self._agreed = Agreed()
+        self._restore(load_newest(self.checkpoints, reporter.warn) if self.ranks.is_first else None)
         if missing := self.journal.resume(self.step):
             reporter.warn(
                 f"{self.journal.metrics_path} lacks {missing} of the {self.step} steps so far: it was damaged"
@@ -72,13 +79,37 @@ class Trainer:
         self.passed_over: list[int] = []
         self.rollbacks: list[Rollback] = []
         self.branched_from: dict[str, Any] | None = None
-        if checkpoint is not None:
+        if not self.ranks.is_first:
+            pass  # it has all from the first one
+        elif checkpoint is not None:
             self._resume(checkpoint)
         elif stage.start is not None:
             start = load_checkpoint(stage.start)
             self._load_tensors(start)
             self._tokens_before = int(start.state["tokens"])
             self.branched_from = {"stage": start.state["stage"], "step": start.step, "tokens": self._tokens_before}
+        if self.ranks.size > 1:
+            self._share_state()
+
+    def _share_state(self) -> None:
+        """The first rank's state on all ranks: what of it decides the next steps."""
+        work = self.work
+        told = self.ranks.broadcast(
+            {
+                "step": self.step,
+                "tokens_before": self._tokens_before,
+                "guard": work.guard.state(),
+                "skipped": self.skipped,
+                "passed_over": self.passed_over,
+                "rollbacks": [rollback.to_dict() for rollback in self.rollbacks],
+            }
+        )
+        self.ranks.broadcast_tensors([*work.model.state_dict().values(), *work.optimizer.state().values()])
+        if not self.ranks.is_first:
+            self.step, self._tokens_before = told["step"], told["tokens_before"]
+            work.guard.load_state(told["guard"])
+            self.skipped, self.passed_over = told["skipped"], told["passed_over"]
+            self.rollbacks = [Rollback(**rollback) for rollback in told["rollbacks"]]
 
     def _load_tensors(self, checkpoint: Checkpoint) -> None:
         try:
@@ -141,7 +172,8 @@ class Trainer:
     def _record(self, launched: Launched) -> bool:
         """Write a step down; False where it was one too many that had to be skipped."""
         settings, step = self.stage.settings, launched.step
-        nll, z, loss, norm, skip, loss_limit, norm_limit, scale = launched.wait()
+        nll, z, loss, norm, skip, loss_limit, norm_limit, scale, *told = launched.wait()
+        self._hear(Agreed.read(told))
         seconds = self._progress.time_of_step(launched.begun)
         self.seconds += seconds
         cross_entropy = nll / settings.tokens_per_step
@@ -163,6 +195,8 @@ class Trainer:
             self._record_skip(record, loss_limit, norm_limit)
             if reason != "overflow" and len(recent(self.skipped, step)) >= settings.rollback_after:
                 return False
+        if not self.ranks.is_first:
+            return True
         if self._due(settings.evaluate_every, step):
             record["bits_per_byte"] = self.stage.score(self.work.model)
         record["timing"] = self._progress.timing(seconds)
@@ -170,6 +204,19 @@ class Trainer:
         self.stage.sinks.log(record)
         self._progress.show(record, self._last)
         return True
+
+    def _hear(self, agreed: Agreed) -> None:
+        """What the ranks told each other with a step."""
+        if self.ranks.size == 1:
+            return
+        self._agreed = Agreed(agreed.signal_number or self._agreed.signal_number, agreed.pause)
+        least, reasons = agreed.micro_batch, self.work.decisions.reasons
+        if least is not None and least < self.work.decisions.micro_batch:
+            reason = f"more sequences than {least} did not fit into the memory of another rank"
+            self.work.decisions = replace(
+                self.work.decisions, micro_batch=least, reasons={**reasons, "micro_batch": reason}
+            )
+            self._report_less_memory(self.work.decisions, reason)
 
     def _report_less_memory(self, smaller: Decisions, message: str) -> None:
         """Memory ran out, and micro-batches are smaller from here on: written down, so that every start has it."""
@@ -206,12 +253,20 @@ class Trainer:
         try:
             return self._train(min(self.stage.settings.steps, until or self.stage.settings.steps), deadline)
         except OSError as error:
-            steps = list_steps(self.checkpoints)
-            there = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was due yet"
             raise ShardError(
-                f"{self.stage.name}: step {self.step} could not be written down ({error}); {there}: make room, and the "
-                "same command goes on from there"
+                f"{self.stage.name}: step {self.step} could not be written down ({error}); {self._what_is_there()}: "
+                "make room, and the same command goes on from there"
             ) from None
+        except LostRankError as error:
+            self.writer.wait()
+            raise LostRankError(
+                f"{self.stage.name}: stopped at step {self.step}: {error}; {self._what_is_there()}: the same command "
+                "goes on from there"
+            ) from None
+
+    def _what_is_there(self) -> str:
+        steps = list_steps(self.checkpoints)
+        return f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was due yet"
 
     def _train(self, last: int, deadline: float | None) -> int:
         stage, settings, self._last = self.stage, self.stage.settings, last
@@ -219,23 +274,25 @@ class Trainer:
         self.journal.event("start", step=self.step, until=last)
         stage.sinks.begin(self.step)
         with StopFlag() as stop:
-            while self.step < last:
-                if deadline is not None and time.monotonic() + self._progress.seconds_per_step >= deadline:
-                    break
+            if self.ranks.size > 1:
+                self._agreed = Agreed(pause=self.ranks.broadcast(self._is_late(deadline, 0)))
+            while self.step < last and not self._must_pause(deadline):
+                self.work.wish = Wish(stop.signal_number, self._is_late(deadline, 2))
                 self._launched.append(self._launch())
-                is_stop = bool(stop.signal_number)
-                if not self._settle(0 if is_stop or self._is_landmark() else self._lag):
+                if self.ranks.size == 1:
+                    self._agreed = Agreed(stop.signal_number)
+                if not self._settle(0 if self._agreed.signal_number or self._is_landmark() else self._lag):
                     continue
-                if self._due(settings.sentinel_every, self.step):
-                    self._look_for_rank_loss()
-                if self._due(settings.sample_every, self.step):
-                    self._sample()
                 if self._is_scheduled(self.step):
-                    self._save()
-                self._report_saved()
-                if is_stop:
+                    self._compare_ranks()
+                if self.ranks.is_first:
+                    self._look_and_save()
+                if self._agreed.signal_number:
                     break
             self._settle(0)
+            self._compare_ranks()
+            if not self.ranks.is_first:
+                return self.step
             self.writer.wait()
             if list_steps(self.checkpoints)[-1:] != [self.step] and self.step > 0:
                 self._save()
@@ -246,14 +303,46 @@ class Trainer:
                     "it goes on from the last checkpoint"
                 )
             self._progress.end()
-            if stop.signal_number:
+            if self._agreed.signal_number:
                 raise InterruptedRunError(
                     f"{stage.name}: interrupted after step {self.step} of {settings.steps}, saved; "
                     "the same command goes on from there",
-                    stop.signal_number,
+                    self._agreed.signal_number,
                 )
         self.journal.event("end", step=self.step)
         return self.step
+
+    def _is_late(self, deadline: float | None, num_steps: int) -> bool:
+        """Whether so many steps more would not be over by then; only the first rank looks at the clock."""
+        if deadline is None or not self.ranks.is_first:
+            return False
+        return time.monotonic() + num_steps * self._progress.seconds_per_step >= deadline
+
+    def _must_pause(self, deadline: float | None) -> bool:
+        """Before a step; several ranks have agreed on it with the step before."""
+        return self._agreed.pause if self.ranks.size > 1 else self._is_late(deadline, 1)
+
+    def _compare_ranks(self) -> None:
+        """ShardError where a rank has other weights than the others, before they are saved."""
+        if not self.ranks.hold_the_same(
+            [*self.work.model.state_dict().values(), *self.work.optimizer.state().values()]
+        ):
+            raise ShardError(
+                f"{self.stage.name}: at step {self.step} the ranks hold different weights: one of them computes "
+                f"wrongly, or is on another kind of machine; this step is not saved, {self._what_is_there()}: leave "
+                "that machine out, and the same command goes on from there"
+            )
+
+    def _look_and_save(self) -> None:
+        """What the first rank does after a step, where it is due."""
+        settings = self.stage.settings
+        if self._due(settings.sentinel_every, self.step):
+            self._look_for_rank_loss()
+        if self._due(settings.sample_every, self.step):
+            self._sample()
+        if self._is_scheduled(self.step):
+            self._save()
+        self._report_saved()
 
     def _due(self, every: int, step: int) -> bool:
         # Not at `until`: what a stage records must not depend on where it was stopped.
@@ -358,18 +447,12 @@ class Trainer:
         """Go back to the last good checkpoint, and past the batches that made the trouble; or stop with a report."""
         stage, step = self.stage, self.skipped[-1]
         if len(self.rollbacks) >= stage.settings.max_rollbacks:
-            raise ShardError(self._write_report(step))
+            raise ShardError(self._write_report(step) if self.ranks.is_first else f"gave up at step {step}")
         earlier, skipped, passed_over = self.rollbacks, self.skipped, self.passed_over
-        self.writer.wait()
-        self._report_saved()
-        checkpoint = load_newest(self.checkpoints, self.reporter.warn, lambda s: s < step and self._is_calm(s))
-        if checkpoint is None:
-            make_deterministic(stage.seed)
-            self.work.model.load_state_dict(ShardLM(stage.config).state_dict())
-        self._restore(checkpoint)
+        self._restore(self._place_to_go_back_to(step) if self.ranks.is_first else None)
         rollback = plan_rollback(step, skipped, self.step, passed_over, earlier)
-        # What lies behind belongs to steps that will be done anew.
-        delete(self.checkpoints, [s for s in list_steps(self.checkpoints) if s > self.step])
+        if self.ranks.is_first:  # what lies behind belongs to steps that will be done anew
+            delete(self.checkpoints, [s for s in list_steps(self.checkpoints) if s > self.step])
         self.passed_over = sorted({*passed_over, *rollback.passed_over})
         self.rollbacks = [*earlier, rollback]
         self.journal.resume(self.step)
@@ -380,6 +463,16 @@ class Trainer:
             f"and {len(rollback.passed_over)} batches are passed over (rollback {len(self.rollbacks)} of at most "
             f"{stage.settings.max_rollbacks})"
         )
+
+    def _place_to_go_back_to(self, step: int) -> Checkpoint | None:
+        """The newest calm checkpoint before a step; without one the model is made anew."""
+        self.writer.wait()
+        self._report_saved()
+        checkpoint = load_newest(self.checkpoints, self.reporter.warn, lambda s: s < step and self._is_calm(s))
+        if checkpoint is None:
+            make_deterministic(self.stage.seed)
+            self.work.model.load_state_dict(ShardLM(self.stage.config).state_dict())
+        return checkpoint
 
     def _write_report(self, step: int) -> str:
         """trouble.json: what was seen before the stage gave up. Returns the line for the user."""
