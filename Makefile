@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-serve \
-	bench-overhead bench-determinism bench-data bench-loader
+	bench-overhead bench-determinism bench-data bench-loader bench-ddp
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -58,6 +58,9 @@ bench-data: install
 
 bench-loader: install
 	$(BIN)/python benchmarks/loader.py
+
+bench-ddp: install
+	$(BIN)/python benchmarks/ddp.py
 
 install: $(VENV)/.installed
 
