@@ -109,6 +109,7 @@ def shape(arguments: argparse.Namespace) -> tuple[Config, StageSettings]:
         sequence_length=arguments.sequence_length,
         tokens_per_step=arguments.tokens_per_step,
         mix={"text": 1.0},
+        compile=arguments.compile,
     )
     return Config(num_layers=arguments.layers), settings
 
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-step", type=int, default=32768)
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--role", choices=["alone", "rank"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -171,11 +173,11 @@ def main() -> None:
         serve(arguments)
     options = [
         f"--{name.replace('_', '-')}={getattr(arguments, name)}"
-        for name in ("ranks", "tokens_per_step", "sequence_length", "layers")
+        for name in ("ranks", "tokens_per_step", "sequence_length", "layers", "compile")
     ]
     config, settings = shape(arguments)
     seconds: dict[str, list[float]] = {"alone": [], "ranks": []}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         write_tokens(Path(folder), config, settings)
         alone = Group("alone", 1, folder, options)
         ranks = Group("rank", arguments.ranks, folder, options)

@@ -116,7 +116,9 @@ def _train(
 
     entry = run.manifest["stages"]
     branch = entry.get("anneal", {}).get("from_step") if name == "pretrain" else None
-    surroundings = environment(device) | ({"ranks": ranks.size} if ranks.size > 1 else {})
+    surroundings = environment(device)
+    if ranks.size > 1:
+        surroundings |= {"ranks": ranks.size, "device": f"{ranks.size} x {surroundings['device']}"}
     origin = Origin(
         run=r.name,
         created=run.manifest["created"],

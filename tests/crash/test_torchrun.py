@@ -142,7 +142,7 @@ def test_a_killed_rank_restarts_all_and_ends_as_the_undisturbed_run(
         launch.stop()
     (said,) = launch.errors()
     assert "another rank ended or does not answer" in said
-    assert "the same command goes on from there" in said
+    assert "the same command goes on from what is saved" in said
     assert any("continues after step " in line for line in launch.said())
     assert_same_training(folder, undisturbed)
 

@@ -11,16 +11,28 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from shard.training.distributed import Ranks
 
 PATIENCE = 120.0
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["rank_processes", "tiny_stage"])
+
+
+@cache
+def start_server() -> None:
+    """The process that is forked: it imports all that ranks need, for which it has to find the tests."""
+    PROCESSES.set_forkserver_preload(["rank_processes", "tiny_stage"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 def free_port() -> int:
@@ -36,6 +48,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: object, silen
     """
     environment = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(free_port()), "SHARD_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    start_server()
     processes, ends = [], []
     for index in range(size):
         end, other = PROCESSES.Pipe(duplex=False)

@@ -3,19 +3,22 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from rank_processes import good, run_ranks
 from tiny_stage import make_stage
 
 from shard.environment import num_ranks
 from shard.model import ShardLM
 from shard.muon import orthogonalize
-from shard.training.distributed import ALONE, LostRankError, Ranks
+from shard.training.distributed import ALONE, LostRankError, Ranks, _meet
 from shard.training.reduction import Agreed, Reduction, Wish
 from shard.training.step import TrainingStep
 
@@ -147,6 +150,26 @@ def test_a_rank_that_is_gone_or_silent_does_not_hang_the_others(how: str) -> Non
         assert len(message.splitlines()) == 1
         assert seconds < 20
     assert sorted(is_first for *_, is_first in others) == [False, True]
+
+
+def test_what_an_earlier_attempt_left_in_the_store_leads_nobody_astray() -> None:
+    """The late ones find the words of the dead, and a welcome to them."""
+    store, soon = dist.HashStore(), timedelta(seconds=20)
+    names = []
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        with ThreadPoolExecutor(3) as threads:
+            meetings = []
+            for index in order:
+                meetings.append(threads.submit(_meet, store, index, 3, soon))
+                time.sleep(0.1)
+            names.append({meeting.result() for meeting in meetings})
+    assert [len(name) for name in names] == [1, 1, 1], "all ranks of an attempt have one name"
+    assert len(set.union(*names)) == 3, "and each attempt another"
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_without_end() -> None:
+    with pytest.raises(LostRankError, match="did not find each other"):
+        _meet(dist.HashStore(), 0, 2, timedelta(seconds=0.2))
 
 
 def test_ranks_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

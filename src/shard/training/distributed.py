@@ -11,6 +11,8 @@ ALONE, for which nothing here does anything.
 
 import json
 import os
+import re
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ from shard.muon import orthogonalize
 PATIENCE = timedelta(hours=1)
 """A rank that does not answer for so long is lost: longer than the first one evaluates while the others wait."""
 POLL_SECONDS = 0.02
-PRECEDENCE_SECONDS, FAREWELL_SECONDS = 2.0, 10.0
+FAREWELL_SECONDS = 10.0
 
 
 class LostRankError(ShardError):
@@ -67,7 +69,8 @@ class Ranks:
                 )
             torch.cuda.set_device(local)
         try:
-            store, index, size = next(iter(rendezvous("env://", timeout=patience)))
+            there, index, size = next(iter(rendezvous("env://", timeout=patience)))
+            store = PrefixStore(_meet(there, index, size, patience), there)
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore("group", store),
@@ -93,11 +96,15 @@ class Ranks:
     @contextmanager
     def threads(self) -> Iterator[None]:
         """As many threads as there are cores for each rank of this machine, unless OMP_NUM_THREADS says how many."""
+        if self.size == 1 or "OMP_NUM_THREADS" in os.environ:
+            yield
+            return
         before = torch.get_num_threads()
-        if self.size > 1 and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, count_cores() // self.local_size))
-        yield
-        torch.set_num_threads(before)
+        torch.set_num_threads(max(1, count_cores() // self.local_size))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     # What the first rank says.
 
@@ -124,13 +131,13 @@ class Ranks:
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
-    def is_first_to_fail(self) -> bool:
+    def is_first_to_fail(self, patience: float = 2.0) -> bool:
         """Tell the others that this rank failed; True for one of all that do, which is to say why. What all of them
-        find at once, the first rank says.
+        find at once, the first rank says: the others wait so many seconds for it.
         """
         if self.store is None:
             return True
-        end = time.monotonic() + PRECEDENCE_SECONDS
+        end = time.monotonic() + patience
         try:
             while not self.is_first and time.monotonic() < end and not self.store.check(["failed"]):
                 time.sleep(POLL_SECONDS)
@@ -198,15 +205,43 @@ together: Ranks = ALONE
 """Who this process trains with: ranks.py joins them."""
 
 
+def _meet(store: Store, index: int, size: int, patience: timedelta) -> str:
+    """A name for this meeting of the ranks. Where torchrun starts all again, its store still holds what those before
+    them left, the addresses of the dead among it: so each makes up a word, and knows by it that it is meant.
+    """
+    own, end = secrets.token_hex(8), time.monotonic() + patience.total_seconds()
+    store.set(f"hello/{index}", own)
+    while time.monotonic() < end:
+        if index == 0:
+            said = [store.get(key).decode() if store.check([key]) else "" for key in _keys("hello", size)]
+            store.set("welcome", json.dumps(said))
+            if store.check(_keys(f"{own}/met", size)[1:]):
+                return own
+        elif store.check(["welcome"]):
+            name, *others = json.loads(store.get("welcome"))
+            if own in others:
+                store.set(f"{name}/met/{index}", "")
+                return name
+        time.sleep(POLL_SECONDS)
+    raise LostRankError(f"the ranks did not find each other within {patience.total_seconds():.0f} s")
+
+
+def _keys(prefix: str, size: int) -> list[str]:
+    return [f"{prefix}/{index}" for index in range(size)]
+
+
 @contextmanager
 def _others() -> Iterator[None]:
     """What a collective raises: another rank is gone (gloo: its connection closed), or silent for too long."""
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(f"another rank ended or does not answer ({_first_line(error)})") from None
+        raise LostRankError(
+            f"another rank ended or does not answer ({_first_line(error)}): the same command goes on from what is saved"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    """Without the place in the source of gloo, and its advice."""
+    text = re.sub(r"^\[\S+\] ", "", str(error).strip() or type(error).__name__)
+    return text.splitlines()[0].split(". ")[0][:150]

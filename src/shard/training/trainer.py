@@ -260,8 +260,7 @@ class Trainer:
         except LostRankError as error:
             self.writer.wait()
             raise LostRankError(
-                f"{self.stage.name}: stopped at step {self.step}: {error}; {self._what_is_there()}: the same command "
-                "goes on from there"
+                f"{self.stage.name}: stopped at step {self.step}, {self._what_is_there()}: {error}"
             ) from None
 
     def _what_is_there(self) -> str:
