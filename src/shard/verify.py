@@ -14,6 +14,7 @@ from typing import Any
 from shard.data import documents, shards
 from shard.data.inventory import LISTING
 from shard.data.units import RAW
+from shard.distillation import cache
 from shard.errors import ShardError
 from shard.files import read_json, sha256_of
 from shard.recipe import Recipe
@@ -240,6 +241,8 @@ def _check_source(check: _Check, folder: Path, is_finished: bool = True) -> None
     _check_downloads(check, folder)
     if is_finished or (folder / shards.LEDGER).exists():
         _check_shards(check, folder, known)
+    if (folder / cache.TARGETS).is_dir():
+        _check_targets(check, folder, known)
     if is_finished:
         check.no_others(folder, known)
 
@@ -292,6 +295,23 @@ def _check_shards(check: _Check, folder: Path, known: list[str]) -> None:
         known.append(shard["file"])
         check.hash(folder / shard["file"], shard["sha256"], shards.LEDGER)
     return None
+
+
+def _check_targets(check: _Check, folder: Path, known: list[str]) -> None:
+    """A teacher's targets: each unit by the ledger of all, or while they are made by the ledger of its own."""
+    known += [cache.TARGETS, cache.LEDGER]
+    targets = folder / cache.TARGETS
+    if not (folder / cache.LEDGER).exists():
+        return None
+    try:
+        ledger = cache.read_ledger(folder)
+    except (ShardError, RecursionError) as error:
+        return check.problem(folder / cache.LEDGER, str(error).removeprefix(f"{folder / cache.LEDGER} "))
+    for unit in ledger["units"]:
+        check.hash(targets / unit["file"], unit["sha256"], cache.LEDGER)
+        check.table((targets / unit["file"]).with_suffix(".json"))
+    names = [Path(unit["file"]).stem for unit in ledger["units"]]
+    return check.no_others(targets, {f"{name}.{end}" for name in names for end in ("safetensors", "json")})
 
 
 def _check_training(check: _Check, folder: Path, entry: dict[str, Any]) -> None:
