@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shard.config import LARGEST, Config
-from shard.data.settings import AnySource, DataSettings, Table, TextSource, TokenizerSettings
+from shard.data.settings import AnySource, DataSettings, Table, TeacherSource, TextSource, TokenizerSettings
 from shard.distillation.settings import DistillationSettings
 from shard.errors import UsageError
 from shard.evaluation.settings import EvaluateSettings
@@ -120,12 +120,14 @@ class Recipe(Table):
 
     def _with_absolute_paths(self, folder: Path) -> Self:
         """A path in a recipe file is relative to that file; the run folder must not depend on where it was read."""
-        sources = {
-            name: source.model_copy(update={"path": str((folder / Path(source.path).expanduser()).absolute())})
-            if isinstance(source, TextSource)
-            else source
-            for name, source in self.sources.items()
-        }
+        sources = dict(self.sources)
+        for name, source in self.sources.items():
+            if isinstance(source, TextSource):
+                path = str((folder / Path(source.path).expanduser()).absolute())
+                sources[name] = source.model_copy(update={"path": path})
+            elif isinstance(source, TeacherSource) and source.prompts_file is not None:
+                path = str((folder / Path(source.prompts_file).expanduser()).absolute())
+                sources[name] = source.model_copy(update={"prompts_file": path})
         changes: dict[str, Any] = {"sources": sources}
         if self.distillation is not None:
             teacher = str((folder / Path(self.distillation.teacher).expanduser()).absolute())

@@ -8,8 +8,9 @@ from shard.console import Reporter
 from shard.data import documents, shards
 from shard.data.inventory import Inventory
 from shard.data.price import disk_in_all, price_source
-from shard.data.settings import AnySource, HubSource, TextSource
+from shard.data.settings import AnySource, HubSource, TeacherSource, TextSource
 from shard.data.shards import token_dtype
+from shard.data.teacher_text import likely_answer_bytes
 from shard.distillation import cache
 from shard.errors import ShardError
 from shard.run import Run
@@ -135,6 +136,8 @@ def _source_bytes(source: AnySource) -> int:
     """Text of a source, as far as it is known before it is read; of one on the hub, see `check_room_for_data`."""
     if isinstance(source, HubSource):
         return 0
+    if isinstance(source, TeacherSource):
+        return likely_answer_bytes(source)
     if not isinstance(source, TextSource):
         return source.max_bytes or 0
     path = Path(source.path)

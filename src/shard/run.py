@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from shard.data import documents, shards
 from shard.data.adapters import format_of, pattern_of
-from shard.data.settings import HubSource, TextSource
+from shard.data.settings import HubSource, TeacherSource, TextSource
+from shard.data.teacher_text import read_prompts
 from shard.data.workers import Workers
 from shard.distillation import cache
 from shard.errors import ShardError, UsageError
@@ -377,3 +378,5 @@ def _check_sources(recipe: Recipe) -> None:
             format_of(source)
         if isinstance(source, HubSource):
             pattern_of(source)
+        if isinstance(source, TeacherSource):
+            read_prompts(source)

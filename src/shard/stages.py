@@ -104,7 +104,7 @@ def data(run: Run, reporter: Reporter) -> Result:
             r.config.vocab_size,
             separator_id(run),
             r.data.shard_bytes,
-            {name: source.max_tokens for name, source in r.sources.items()},
+            {name: source.shard_tokens for name, source in r.sources.items()},
             run.workers,
             lambda text: reporter.progress(f"data: {text}"),
         )
