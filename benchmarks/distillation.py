@@ -51,7 +51,7 @@ from shard.training.stage import Stage
 from shard.training.step import TrainingStep
 
 LENGTH, ROWS = 256, 8
-TEXT_BYTES, HELDOUT_BYTES = 440_000, 70_000
+TEXT_BYTES, HELDOUT_BYTES = 300_000, 50_000
 UNIT = 16  # sequences of hidden states that a kill costs
 ARMS: dict[str, dict[str, Any] | None] = {
     "text alone": None,

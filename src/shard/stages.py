@@ -28,6 +28,8 @@ CARD_SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.7, "top_p": 
 def run_all(run: Run, reporter: Reporter, deadline: float | None = None) -> Result:
     """Every stage in turn; what is done already is skipped. Past the `deadline` (time.monotonic()) none begins."""
     results: Result = {}
+    if not run.is_done("pretrain"):
+        _warn_of_licences(run, reporter)
     for stage in stages_of(run.recipe):
         if deadline is not None and time.monotonic() >= deadline and not run.is_done(stage):
             reporter.line(f"paused before {stage}; the same command goes on from there")
@@ -276,7 +278,9 @@ def bench(run: Run, reporter: Reporter) -> Result:
 def release(run: Run, reporter: Reporter) -> Result:
     """Write the release bundle, with a card filled from the run's own files."""
     from shard.release.bundle import write_bundle
+    from shard.release.teachers import check_teacher_licences
 
+    check_teacher_licences(run.recipe)
     _require(run, reporter, "evaluate")
     _require(run, reporter, "bench")
     if run.is_done("release") and (run.folder / "release" / "SHA256SUMS").is_file():
@@ -309,6 +313,16 @@ def _annealed_early(run: Run) -> int | None:
         return None
     step: int = stages["anneal"]["from_step"]
     return step
+
+
+def _warn_of_licences(run: Run, reporter: Reporter) -> None:
+    """What would stop the release is said before the days of training."""
+    from shard.release.teachers import check_teacher_licences
+
+    try:
+        check_teacher_licences(run.recipe)
+    except ShardError as error:
+        reporter.warn(f"the release will be refused: {error}")
 
 
 def _require(run: Run, reporter: Reporter, stage: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard.data import documents, shards
+from shard.data import documents, shards, teacher_text
 from shard.data.inventory import LISTING
 from shard.data.units import RAW
 from shard.distillation import cache
@@ -236,6 +236,9 @@ def _check_data(check: _Check, data: Path, is_finished: bool = True) -> None:
 def _check_source(check: _Check, folder: Path, is_finished: bool = True) -> None:
     """The text and the shards of one source. While it is made, what has no ledger yet is no damage."""
     known = [documents.LEDGER, documents.HELDOUT, shards.LEDGER, documents.DOCUMENTS, LISTING, RAW]
+    known += [teacher_text.LEDGER, teacher_text.ANSWERS]
+    if (folder / teacher_text.LEDGER).exists() and (table := check.table(folder / teacher_text.LEDGER)) is not None:
+        check.hash(folder / teacher_text.ANSWERS, table.get("sha256"), teacher_text.LEDGER)
     if is_finished or (folder / documents.LEDGER).exists():
         _check_documents(check, folder)
     _check_downloads(check, folder)

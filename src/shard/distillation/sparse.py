@@ -40,9 +40,11 @@ def draw_systematic(log_p_CV: Tensor, uniform_C: Tensor, samples: int) -> Tensor
     """`samples` ids of each token [C, S], in ascending order: the quantiles (u + s) / samples of p."""
     cumulated_CV = log_p_CV.double().exp().cumsum(dim=-1)
     steps_S = torch.arange(samples, device=log_p_CV.device, dtype=torch.float64)
-    # Of the last sum, which rounding keeps from being exactly 1.
-    points_CS = (uniform_C[:, None] + steps_S) / samples * cumulated_CV[:, -1:]
-    return torch.searchsorted(cumulated_CV, points_CS, right=True).clamp_(max=log_p_CV.size(1) - 1)
+    # Rounding keeps the last sum from being 1, and may make a point of it: that is of the last id with any mass.
+    total_C1 = cumulated_CV[:, -1:].contiguous()
+    points_CS = (uniform_C[:, None] + steps_S) / samples * total_C1
+    ids_CS = torch.searchsorted(cumulated_CV, points_CS, right=True)
+    return torch.minimum(ids_CS, torch.searchsorted(cumulated_CV, total_C1))
 
 
 def draw_independent(log_p_CV: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
