@@ -51,7 +51,7 @@ from shard.training.stage import Stage
 from shard.training.step import TrainingStep
 
 LENGTH, ROWS = 256, 8
-TEXT_BYTES, HELDOUT_BYTES = 300_000, 50_000
+TEXT_BYTES, HELDOUT_BYTES = 200_000, 40_000
 UNIT = 16  # sequences of hidden states that a kill costs
 ARMS: dict[str, dict[str, Any] | None] = {
     "text alone": None,
@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", default=MAIN, choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--minutes", type=float, default=1e9)
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes

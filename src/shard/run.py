@@ -26,8 +26,8 @@ from shard.lock import LOCK_FILE, RunLock
 from shard.provenance import describe_difference, fingerprint, flatten
 from shard.recipe import Recipe
 
-STAGES = ("tokenizer", "data", "teach", "pretrain", "anneal", "evaluate", "bench", "release")
-"""Of every recipe; "teach" only where it wants the targets of a teacher cached: `stages_of`."""
+STAGES = ("tokenizer", "data", "pretrain", "anneal", "evaluate", "bench", "release")
+"""Of every recipe; `stages_of` adds "teach" where the targets of a teacher are cached."""
 
 RECIPE = "recipe.toml"
 
@@ -42,8 +42,9 @@ _TEACHER_WITHOUT_EFFECT = {"teacher", "gguf_file", "licence", "unit_tokens"}
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
     """The stages that a run of this recipe has, in order."""
+    first = STAGES.index("pretrain")
     teaches = recipe.distillation is not None and recipe.distillation.is_cached
-    return tuple(stage for stage in STAGES if teaches or stage != "teach")
+    return (*STAGES[:first], "teach", *STAGES[first:]) if teaches else STAGES
 
 
 def training_settings(recipe: Recipe, stage: str) -> dict[str, Any]:

@@ -192,7 +192,9 @@ def _check_run(check: _Check, run: Path) -> None:
     _check_recipe(check, run, manifest)
     stages = manifest.get("stages", {})
     entries = {
-        stage: stages[stage] for stage in STAGES if isinstance(stages, dict) and isinstance(stages.get(stage), dict)
+        stage: stages[stage]
+        for stage in (*STAGES, "teach")
+        if isinstance(stages, dict) and isinstance(stages.get(stage), dict)
     }
     finished = [stage for stage, entry in entries.items() if entry.get("status") in ("done", "imported")]
     for stage in finished:
