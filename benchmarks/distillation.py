@@ -50,8 +50,8 @@ from shard.training.settings import StageSettings
 from shard.training.stage import Stage
 from shard.training.step import TrainingStep
 
-LENGTH, ROWS = 256, 8
-TEXT_BYTES, HELDOUT_BYTES = 200_000, 40_000
+LENGTH, ROWS = 256, 4
+TEXT_BYTES, HELDOUT_BYTES = 120_000, 25_000
 UNIT = 16  # sequences of hidden states that a kill costs
 ARMS: dict[str, dict[str, Any] | None] = {
     "text alone": None,
@@ -88,11 +88,11 @@ class Corpus:
         """The student."""
         return Config(
             vocab_size=len(self.ids),
-            hidden_size=96,
+            hidden_size=64,
             num_layers=2,
             num_heads=2,
-            head_dim=48,
-            intermediate_size=256,
+            head_dim=32,
+            intermediate_size=192,
             max_sequence_length=LENGTH,
             sliding_window=64,
         )
