@@ -53,6 +53,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_record_has_its_prompt_model_and_parameters(server: TeacherServer, tmp_path: Path) -> None:
     asked = source(server, documents_per_prompt=2, system="Be brief.", temperature=0.7, top_p=0.9, seed=100)
+    server.seconds = 0.1  # long enough that requests meet
     ask_teacher("text", asked, tmp_path)
     got = records(tmp_path)
     assert [record["number"] for record in got] == list(range(24))
@@ -103,6 +104,25 @@ def test_what_is_there_is_not_asked_for_again(server: TeacherServer, tmp_path: P
         ShardError, match=r"answers\.jsonl is not what answers\.json lists, and its answers were paid for"
     ):
         ask_teacher("text", source(server), tmp_path)
+
+
+def test_answers_to_other_prompts_are_not_thrown_away(server: TeacherServer, tmp_path: Path) -> None:
+    """Neither whole ones, nor those of a journal."""
+    prompts = tmp_path / "prompts.txt"
+    asked = source(server, prompts=(), prompts_file=str(prompts), concurrency=1)
+    for replies in ([Reply(), Reply(400)], []):
+        prompts.write_text("one\ntwo\n")
+        server.replies = list(replies)
+        if replies:
+            with pytest.raises(ShardError, match="it refuses"):
+                ask_teacher("text", asked, tmp_path / "run")
+        else:
+            ask_teacher("text", asked, tmp_path / "run")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        prompts.write_text("one\nthree\n")
+        with pytest.raises(ShardError, match="is of other prompts or settings than the recipe now has, and"):
+            ask_teacher("text", asked, tmp_path / "run")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_completions_continue_the_prompt(server: TeacherServer, tmp_path: Path) -> None:
@@ -156,10 +176,9 @@ def test_a_time_out_is_tried_again_and_counted(server: TeacherServer, tmp_path: 
 
 
 def test_requests_per_minute_is_kept(server: TeacherServer, tmp_path: Path) -> None:
-    ask_teacher("text", source(server, requests_per_minute=1200.0, prompts=PROMPTS[:8]), tmp_path)
-    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert min(gaps) > 0.03
-    assert server.times[-1] - server.times[0] >= 7 * 0.05 - 0.03
+    """One each tenth of a second, though eight may be under way."""
+    ask_teacher("text", source(server, requests_per_minute=600.0, prompts=PROMPTS[:8], concurrency=8), tmp_path)
+    assert server.times[-1] - server.times[0] >= 0.4, "seven gaps, less what a busy machine is late by"
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 302])

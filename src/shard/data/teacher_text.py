@@ -81,7 +81,9 @@ class Journal:
     _file: IO[bytes] | None = None
 
     def open(self) -> None:
-        """Read what is there, drop a line that was cut off, and go on after it."""
+        """Read what is there, drop a line that was cut off, and go on after it. ShardError where it was begun with
+        other prompts or settings: its answers were paid for.
+        """
         kept = 0
         if self.path.exists():
             with self.path.open("rb") as file:
@@ -101,7 +103,8 @@ class Journal:
             entry = json.loads(line)
             match entry:
                 case {"requests": inputs}:
-                    return bool(inputs == self.inputs)
+                    if inputs != self.inputs:
+                        raise ShardError(_asked_otherwise(self.path))
                 case {"sent": number, "input": most_input, "output": most_output}:
                     self.unknown.setdefault(int(number), []).append((int(most_input), int(most_output)))
                 case {"not_billed": number}:
@@ -201,13 +204,15 @@ def ask_teacher(
     path = folder / ANSWERS
     if (folder / LEDGER).exists():
         ledger = read_json(folder / LEDGER, "delete it: what is missing is asked for again")
-        if ledger.get("inputs") == inputs and path.is_file() and sha256_of(path) == ledger.get("sha256"):
-            (folder / JOURNAL).unlink(missing_ok=True)
-            return path
-        raise ShardError(
-            f"sources.{name}: {path} is not what {LEDGER} lists, and its answers were paid for: put it back, or delete "
-            f"{folder / LEDGER} to ask again"
-        )
+        if ledger.get("inputs") != inputs:
+            raise ShardError(_asked_otherwise(folder / LEDGER))
+        if not path.is_file() or sha256_of(path) != ledger.get("sha256"):
+            raise ShardError(
+                f"{path} is not what {LEDGER} lists, and its answers were paid for: put it back, or delete "
+                f"{folder / LEDGER} to ask again"
+            )
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return path
     journal = Journal(folder / JOURNAL, source, inputs)
     journal.open()
     try:
@@ -241,6 +246,13 @@ def ask_teacher(
     )
     (folder / JOURNAL).unlink()
     return path
+
+
+def _asked_otherwise(path: Path) -> str:
+    return (
+        f"{path} is of other prompts or settings than the recipe now has, and its answers were paid for: put these "
+        "back, or delete it to ask anew"
+    )
 
 
 def _key(name: str, source: TeacherSource) -> str | None:
@@ -352,7 +364,8 @@ async def _first_done(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     failure: BaseException | None = None
     for task in done:
-        failure = failure or task.exception()
+        raised = task.exception()  # asked of each, or asyncio complains
+        failure = failure or raised
     tasks -= done
     if failure is not None:
         raise failure

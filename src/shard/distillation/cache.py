@@ -243,4 +243,4 @@ def predict_bytes(settings: DistillationSettings, tokens: float, vocab_size: int
 
 def likely_entries(samples: int) -> float:
     """Distinct ids among so many systematic draws, about: measured with SmolLM2-135M on English (docs/LOG.md)."""
-    return float(min(samples, samples**0.65))
+    return float(min(samples, samples**0.75))

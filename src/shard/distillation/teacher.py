@@ -6,6 +6,7 @@ One interface for every kind. `OnlineTeacher` runs its model on the student's ow
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,12 +56,15 @@ class CachedTeacher:
         """What was kept of the distributions after these inputs."""
         places = self.loader.locate(index)[first : first + len(inputs_BT)]
         fields = zip(*(self.streams[name].read(sequence) for name, sequence in places), strict=True)
-        ids, probs, entropy = (
-            torch.cat([torch.from_numpy(one) for one in field]).to(inputs_BT.device) for field in fields
-        )
+        ids, probs, entropy = (_to(torch.from_numpy(np.concatenate(field)), inputs_BT.device) for field in fields)
         if all(stream.is_sampled for stream in self.streams.values()):
             return SparseTargets(ids, probs, None, entropy)
         return SparseTargets(ids, probs, (1 - probs.sum(dim=-1)).clamp(min=0))
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without a wait of the host."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Distillation:

@@ -114,7 +114,7 @@ class TrainingStep:
             inputs, targets = micro[:, :-1].contiguous(), micro[:, 1:].contiguous()
             if self.stage.teacher is not None and teacher_weight > 0:
                 soft = self.stage.teacher.targets(index, first, inputs)
-                weight = torch.tensor(teacher_weight, device=device)  # as a number, each one would be compiled
+                weight = torch.full((), teacher_weight, device=device)  # as a number, each one would be compiled
                 loss = self._compute(inputs, targets, scale, soft, weight)
             else:
                 loss = self._compute(inputs, targets, scale)
