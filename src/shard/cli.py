@@ -230,6 +230,7 @@ def evaluate(
 
 
 _stage_verb("bench", "Time inference on this device.")
+_stage_verb("teach", "Keep what the teacher says of every token, before pretraining.")
 
 
 @app.command()
@@ -492,9 +493,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command `shard`."""
     run_app: Callable[..., Any] = app
     with _one_line_errors():
-        if num_ranks() == 1:
-            run_app(args=arguments)
-        else:
+        if num_ranks() > 1:
             from shard.ranks import work_together
 
             work_together(lambda: run_app(args=arguments))
+        run_app(args=arguments)

@@ -7,7 +7,7 @@ it ends, it ends for all, and one of them says why.
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from shard.signals import InterruptedRunError
 from shard.train import train_along
@@ -17,7 +17,7 @@ SAVING_SECONDS = 15.0
 """How long the others leave it to the first rank to say that it was interrupted: it may be saving."""
 
 
-def work_together(command: Callable[[], Any]) -> None:
+def work_together(command: Callable[[], Any]) -> NoReturn:
     """Run the command on the first rank, and what it calls for on the others. Raises what a rank is to report, else
     SystemExit.
     """

@@ -16,6 +16,7 @@ from shard.provenance import flatten
 from shard.recipe import Recipe
 from shard.resources import check_disk, check_memory
 from shard.run import RECIPE, Run
+from shard.teach import teacher_of
 
 if TYPE_CHECKING:
     from shard.data.loader import BatchLoader
@@ -87,6 +88,11 @@ def _train(
             f"{ranks.size} ranks are more than the {loader.num_rows} sequences of a step: start fewer, or raise "
             f"{name}.tokens_per_step"
         )
+    teacher = teacher_of(run, loader, device) if name == "pretrain" else None
+    if teacher is not None and ranks.size > 1:
+        raise ShardError(
+            "several ranks cannot follow a teacher in this version: start `shard pretrain` without torchrun"
+        )
     check_memory(run, device, ranks.local_size)
     check_disk(run, name)
     check_epochs(run)
@@ -144,6 +150,7 @@ def _train(
         environment={
             key: surroundings[key] for key in ("device", "threads", "versions", "ranks") if key in surroundings
         },
+        teacher=teacher,
         start=start,
         sinks=Sinks.named(run.track, origin, reporter.warn),
         pinned=frozenset() if branch is None else frozenset({branch}),

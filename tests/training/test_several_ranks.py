@@ -184,9 +184,10 @@ def troubled(ranks: Ranks, data: Path, folder: Path) -> Any:
         index.append(i)
         return fetch(i)
 
-    def spoil(rows):
-        nll, z = accumulate(rows)
-        return (nll * float("nan"), z) if index[-1] in TROUBLE and ranks.index == ranks.size - 1 else (nll, z)
+    def spoil(*inputs):
+        nll, *others = accumulate(*inputs)
+        is_bad = index[-1] in TROUBLE and ranks.index == ranks.size - 1
+        return (nll * float("nan") if is_bad else nll, *others)
 
     trainer.stage.loader.fetch = fetch_and_note  # type: ignore[method-assign]
     trainer.work.accumulate_gradients = spoil  # type: ignore[method-assign]

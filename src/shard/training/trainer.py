@@ -4,8 +4,8 @@ The loop is small on purpose: batch(index) -> gradients, micro-batch by micro-ba
 step -> record. All that decides the result is a pure function of the recipe and the step, or stands in the checkpoint.
 The host reads what a step gave only when the next one is on its way to the device.
 
-Where several ranks train, each of them runs this loop and comes to the same decisions at the same steps, since it reads
-the same outcomes; only the first one reads checkpoints, writes, evaluates and prints.
+Several ranks all run this loop and decide alike, since they read the same outcomes; only the first reads checkpoints,
+writes, evaluates and prints.
 """
 
 import time
@@ -79,11 +79,9 @@ class Trainer:
         self.passed_over: list[int] = []
         self.rollbacks: list[Rollback] = []
         self.branched_from: dict[str, Any] | None = None
-        if not self.ranks.is_first:
-            pass  # it has all from the first one
-        elif checkpoint is not None:
+        if checkpoint is not None:
             self._resume(checkpoint)
-        elif stage.start is not None:
+        elif stage.start is not None:  # which only the first rank has
             start = load_checkpoint(stage.start)
             self._load_tensors(start)
             self._tokens_before = int(start.state["tokens"])
@@ -104,7 +102,7 @@ class Trainer:
                 "rollbacks": [rollback.to_dict() for rollback in self.rollbacks],
             }
         )
-        self.ranks.broadcast_tensors([*work.model.state_dict().values(), *work.optimizer.state().values()])
+        self.ranks.broadcast_tensors(work.tensors())
         if not self.ranks.is_first:
             self.step, self._tokens_before = told["step"], told["tokens_before"]
             work.guard.load_state(told["guard"])
@@ -156,9 +154,10 @@ class Trainer:
 
     def _launch(self) -> Launched:
         """Queue the next step on the device, without waiting for anything there."""
-        rows = self.stage.loader.fetch(batch_index(self.step, self.passed_over))
+        index = batch_index(self.step, self.passed_over)
+        rows = self.stage.loader.fetch(index)
         self.step += 1
-        return self.work.launch(self.step, rows)
+        return self.work.launch(self.step, rows, index)
 
     def _settle(self, lag: int) -> bool:
         """Record the launched steps but the last `lag`. False where there was trouble, and the stage went back."""
@@ -172,7 +171,7 @@ class Trainer:
     def _record(self, launched: Launched) -> bool:
         """Write a step down; False where it was one too many that had to be skipped."""
         settings, step = self.stage.settings, launched.step
-        nll, z, loss, norm, skip, loss_limit, norm_limit, scale, *told = launched.wait()
+        nll, z, kl, loss, norm, skip, loss_limit, norm_limit, scale, *told = launched.wait()
         self._hear(Agreed.read(told))
         seconds = self._progress.time_of_step(launched.begun)
         self.seconds += seconds
@@ -187,6 +186,12 @@ class Trainer:
             "grad_norm": _finite(norm),
             **launched.rates,
         }
+        if self.stage.teacher is not None:
+            share, divergence = launched.teacher_weight, kl / settings.tokens_per_step
+            objective = (1 - share) * cross_entropy + share * self.stage.teacher.kl_scale * divergence + z_loss
+            record |= {"loss": _finite(objective), "teacher_weight": share}
+            if share > 0:
+                record["teacher_kl_nats"] = _finite(divergence)
         if self.work.scaled:
             record["loss_scale"] = scale
         if skip:
@@ -210,12 +215,11 @@ class Trainer:
         if self.ranks.size == 1:
             return
         self._agreed = Agreed(agreed.signal_number or self._agreed.signal_number, agreed.pause)
-        least, reasons = agreed.micro_batch, self.work.decisions.reasons
-        if least is not None and least < self.work.decisions.micro_batch:
+        least, decisions = agreed.micro_batch, self.work.decisions
+        if least is not None and least < decisions.micro_batch:
             reason = f"more sequences than {least} did not fit into the memory of another rank"
-            self.work.decisions = replace(
-                self.work.decisions, micro_batch=least, reasons={**reasons, "micro_batch": reason}
-            )
+            reasons = {**decisions.reasons, "micro_batch": reason}
+            self.work.decisions = replace(decisions, micro_batch=least, reasons=reasons)
             self._report_less_memory(self.work.decisions, reason)
 
     def _report_less_memory(self, smaller: Decisions, message: str) -> None:
@@ -313,9 +317,8 @@ class Trainer:
 
     def _is_late(self, deadline: float | None, num_steps: int) -> bool:
         """Whether so many steps more would not be over by then; only the first rank looks at the clock."""
-        if deadline is None or not self.ranks.is_first:
-            return False
-        return time.monotonic() + num_steps * self._progress.seconds_per_step >= deadline
+        late = deadline is not None and time.monotonic() + num_steps * self._progress.seconds_per_step >= deadline
+        return late and self.ranks.is_first
 
     def _must_pause(self, deadline: float | None) -> bool:
         """Before a step; several ranks have agreed on it with the step before."""
@@ -323,13 +326,10 @@ class Trainer:
 
     def _compare_ranks(self) -> None:
         """ShardError where a rank has other weights than the others, before they are saved."""
-        if not self.ranks.hold_the_same(
-            [*self.work.model.state_dict().values(), *self.work.optimizer.state().values()]
-        ):
+        if not self.ranks.hold_the_same(self.work.tensors()):
             raise ShardError(
-                f"{self.stage.name}: at step {self.step} the ranks hold different weights: one of them computes "
-                f"wrongly, or is on another kind of machine; this step is not saved, {self._what_is_there()}: leave "
-                "that machine out, and the same command goes on from there"
+                f"{self.stage.name}: at step {self.step} the ranks hold different weights: one computes wrongly, or is "
+                f"on another kind of machine; not saved, {self._what_is_there()}: leave it out, and go on from there"
             )
 
     def _look_and_save(self) -> None:
