@@ -80,8 +80,10 @@ def teacher_of(run: Run, loader: BatchLoader, device: "torch.device") -> "Distil
     if settings.is_cached:
         return Distillation(CachedTeacher(loader), settings, run.recipe.pretrain.steps)
     from shard.distillation.causal import load_teacher
+    from shard.training import distributed
 
-    _record_teacher(run)
+    if distributed.together.is_first:
+        _record_teacher(run)
     model = load_teacher(settings, run.tokenizer_path, device)
     return Distillation(OnlineTeacher(model), settings, run.recipe.pretrain.steps)
 

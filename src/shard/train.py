@@ -89,10 +89,6 @@ def _train(
             f"{name}.tokens_per_step"
         )
     teacher = teacher_of(run, loader, device) if name == "pretrain" else None
-    if teacher is not None and ranks.size > 1:
-        raise ShardError(
-            "several ranks cannot follow a teacher in this version: start `shard pretrain` without torchrun"
-        )
     check_memory(run, device, ranks.local_size)
     check_disk(run, name)
     check_epochs(run)
@@ -202,7 +198,7 @@ def train_along(task: dict[str, Any]) -> None:
     folder, name, ranks = Path(task["folder"]), task["stage"], distributed.together
     run = Run(folder, Recipe.load(str(folder / RECIPE)))
     with ranks.threads():
-        loader = _open_batches(run, name)
+        loader, device = _open_batches(run, name), choose_device()
         stage = Stage(
             name=name,
             config=run.recipe.config,
@@ -215,7 +211,8 @@ def train_along(task: dict[str, Any]) -> None:
             fingerprint="",
             identity={},
             decisions=Decisions(**task["decisions"]),
-            device=choose_device(),
+            device=device,
+            teacher=teacher_of(run, loader, device) if name == "pretrain" else None,
             ranks=ranks,
         )
         try:

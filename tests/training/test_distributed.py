@@ -13,8 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from rank_processes import good, run_ranks
-from tiny_stage import make_stage
+from tiny_stage import CONFIG, make_stage
 
+from shard.distillation.loss import DenseTargets
+from shard.distillation.settings import DistillationSettings
+from shard.distillation.teacher import Distillation
 from shard.environment import num_ranks
 from shard.model import ShardLM
 from shard.muon import orthogonalize
@@ -50,18 +53,22 @@ def summed(ranks: Ranks) -> list[Any]:
         reduction.begin()
         (parameters[0] * (ranks.index + 1 + step)).sum().backward()  # the other parameter has no gradient here
         wish = Wish(signal.SIGINT if ranks.index == 1 and step == 1 else None, ranks.is_first and step == 1)
-        nll, z, told = reduction.sum(torch.tensor(float(ranks.index)), torch.tensor(2.0), wish, 8 >> ranks.index)
-        results.append(([p.grad.clone() for p in parameters], float(nll), float(z), Agreed.read(told.tolist())))
+        nll, z, kl, told = reduction.sum(
+            torch.tensor(float(ranks.index)), torch.tensor(2.0), torch.tensor(0.5), wish, 8 >> ranks.index
+        )
+        results.append(
+            ([p.grad.clone() for p in parameters], float(nll), float(z), float(kl), Agreed.read(told.tolist()))
+        )
     return results
 
 
 def test_one_sum_brings_the_gradients_the_loss_and_what_is_told() -> None:
     results = good(run_ranks(3, summed))
     for result in results:
-        for step, (gradients, nll, z, agreed) in enumerate(result):
+        for step, (gradients, nll, z, kl, agreed) in enumerate(result):
             assert (gradients[0] == 1 + 2 + 3 + 3 * step).all()
             assert not gradients[1].any()
-            assert (nll, z) == (3.0, 6.0)
+            assert (nll, z, kl) == (3.0, 6.0, 1.5)
             assert agreed == Agreed(signal.SIGINT if step else None, bool(step), 2)
 
 
@@ -70,8 +77,21 @@ def test_sigterm_outweighs_sigint_and_one_rank_alone_agrees_on_nothing() -> None
     assert Agreed.read([]) == Agreed()
 
 
-def gradients(ranks: Ranks, data: Path, folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
-    stage = make_stage(data, folder, micro_batch, stage={"ranks": ranks})
+class TeacherOfPlaces:
+    """A teacher whose word depends on where in the batch a row stands."""
+
+    def targets(self, index: int, first: int, inputs_BT: torch.Tensor) -> DenseTargets:
+        table = torch.randn(CONFIG.vocab_size, 16, generator=torch.Generator().manual_seed(index))
+        rows = torch.arange(first, first + len(inputs_BT)).repeat_interleave(inputs_BT.size(1))
+        return DenseTargets(3.0 * torch.eye(16)[rows], table)
+
+
+def gradients(
+    ranks: Ranks, data: Path, folder: Path, micro_batch: int, has_teacher: bool = False
+) -> dict[str, torch.Tensor]:
+    settings = DistillationSettings(teacher="none", licence="mit", weight=0.7)
+    teacher = Distillation(TeacherOfPlaces(), settings, 20) if has_teacher else None
+    stage = make_stage(data, folder, micro_batch, stage={"ranks": ranks, "teacher": teacher})
     torch.manual_seed(7)
     work = TrainingStep(stage, ShardLM(stage.config), lambda *_: None)
     kept: dict[str, torch.Tensor] = {}
@@ -82,14 +102,14 @@ def gradients(ranks: Ranks, data: Path, folder: Path, micro_batch: int) -> dict[
     work.optimizer.step = keep  # type: ignore[method-assign]
     outcome = work.launch(1, stage.loader.batch(0)).wait()
     stage.loader.close()
-    return {**kept, "outcome": torch.tensor(outcome[:4])}
+    return {**kept, "outcome": torch.tensor(outcome[:5])}
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_gradient_is_that_of_the_global_batch(data: Path, tmp_path: Path, size: int) -> None:
-    """Eight rows: three ranks have 3, 3 and 2 of them, and micro-batches that fit."""
-    expected = gradients(ALONE, data, tmp_path, 8)
-    results = good(run_ranks(size, gradients, data, tmp_path, 2))
+@pytest.mark.parametrize(("size", "has_teacher"), [(2, False), (3, False), (3, True)])
+def test_the_gradient_is_that_of_the_global_batch(data: Path, tmp_path: Path, size: int, has_teacher: bool) -> None:
+    """Eight rows: three ranks have 3, 3 and 2 of them, and micro-batches that fit; each asks the teacher of its own."""
+    expected = gradients(ALONE, data, tmp_path, 8, has_teacher)
+    results = good(run_ranks(size, gradients, data, tmp_path, 2, has_teacher))
     for name, gradient in expected.items():
         torch.testing.assert_close(results[0][name], gradient, rtol=2e-5, atol=1e-7)
         for other in results[1:]:
@@ -99,9 +119,9 @@ def test_the_gradient_is_that_of_the_global_batch(data: Path, tmp_path: Path, si
 def test_rows_are_divided_without_a_rest() -> None:
     batch = np.arange(22).reshape(11, 2)
     parts = [Ranks(index, 4).rows(batch) for index in range(4)]
-    assert [len(part) for part in parts] == [3, 3, 3, 2]
-    assert (np.concatenate(parts) == batch).all()
-    assert ALONE.rows(batch) is batch
+    assert [(first, len(part)) for first, part in parts] == [(0, 3), (3, 3), (6, 3), (9, 2)]
+    assert (np.concatenate([part for _, part in parts]) == batch).all()
+    assert (ALONE.rows(batch)[1] == batch).all()
 
 
 def spoken(ranks: Ranks) -> Any:

@@ -29,15 +29,15 @@ def plant(trainer: Trainer, is_bad: Callable[[int], str | None]) -> Trainer:
     loader, accumulate = trainer.stage.loader, trainer.work.accumulate_gradients
     kinds = {loader.batch(i).tobytes(): is_bad(i) for i in range(trainer.stage.settings.steps + 40)}
 
-    def spoiled(rows):
-        nll, z = accumulate(rows)
+    def spoiled(rows, *place):
+        nll, *others = accumulate(rows, *place)
         kind = kinds[rows.tobytes()]
         for p in trainer.work.model.parameters():
             if kind == "explode":
                 p.grad *= 1e6
             elif kind in ("nan", "inf"):
                 p.grad += float(kind)
-        return (nll * float("nan") if kind == "loss" else nll + 1e4 if kind == "high loss" else nll), z
+        return (nll * float("nan") if kind == "loss" else nll + 1e4 if kind == "high loss" else nll), *others
 
     trainer.work.accumulate_gradients = spoiled
     return trainer
@@ -219,11 +219,11 @@ def test_kills_around_the_trouble_change_no_bit(data: Path, tmp_path: Path, trou
     trainer = plant(make_trainer(data, tmp_path, **SHORT), TWICE)
     launch, num_launched = trainer.work.launch, []
 
-    def killed(step, rows):
+    def killed(step, *batch):
         num_launched.append(step)
         if len(num_launched) == launches:
             raise KeyboardInterrupt
-        return launch(step, rows)
+        return launch(step, *batch)
 
     trainer.work.launch = killed
     with pytest.raises(KeyboardInterrupt):

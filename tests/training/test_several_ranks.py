@@ -99,10 +99,10 @@ def interrupted(ranks: Ranks, data: Path, folder: Path, on: int) -> Any:
     trainer = trainer_of(ranks, data, folder, {})
     launch = trainer.work.launch
 
-    def launch_and_signal(step, rows):
+    def launch_and_signal(step, *batch):
         if step == 6 and ranks.index == on:
             os.kill(os.getpid(), signal.SIGTERM)
-        return launch(step, rows)
+        return launch(step, *batch)
 
     trainer.work.launch = launch_and_signal  # type: ignore[method-assign]
     try:
@@ -127,9 +127,9 @@ def paused(ranks: Ranks, data: Path, folder: Path, seconds: float) -> int:
     trainer = trainer_of(ranks, data, folder, {})
     launch = trainer.work.launch
 
-    def slow(step, rows):
+    def slow(step, *batch):
         time.sleep(0.1)
-        return launch(step, rows)
+        return launch(step, *batch)
 
     trainer.work.launch = slow  # type: ignore[method-assign]
     return trainer.train(None, time.monotonic() + seconds if ranks.is_first else None)
@@ -208,11 +208,11 @@ def drifted(ranks: Ranks, data: Path, folder: Path) -> int:
     trainer = trainer_of(ranks, data, folder, {})
     launch = trainer.work.launch
 
-    def drift(step, rows):
+    def drift(step, *batch):
         if step == 15 and ranks.index == 1:
             with torch.no_grad():
                 trainer.work.model.embedding.weight[3, 5] *= 1.001
-        return launch(step, rows)
+        return launch(step, *batch)
 
     trainer.work.launch = drift  # type: ignore[method-assign]
     return trainer.train()

@@ -17,6 +17,7 @@ from shard.training.guard import LEAST_SCALE
 from shard.training.step import TrainingStep
 from shard.training.trainer import Trainer
 
+LOSS, NORM, SKIP = 3, 4, 5  # their places in the outcome of a step
 WORDS = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 )
@@ -70,9 +71,9 @@ def test_the_host_never_waits_within_a_step(
         refuse_reading(patch)
         with NoSync():
             launched = [work.launch(i + 1, batch) for i, batch in enumerate(rows)]
-    losses = [step.wait()[2] for step in launched]
+    losses = [step.wait()[LOSS] for step in launched]
     assert losses[2] < losses[0]
-    assert [step.wait()[4] for step in launched] == [0, 0, 0], "steps that were taken, so that all of it ran"
+    assert [step.wait()[SKIP] for step in launched] == [0, 0, 0], "steps that were taken, so that all of it ran"
 
 
 def test_the_refusal_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,20 +101,20 @@ def test_a_skipped_step_changes_no_bit(
     work.launch(1, rows)
     before = state_of(work)
 
-    def spoiled(rows):
-        sums = accumulate(rows)
+    def spoiled(rows, *place):
+        sums = accumulate(rows, *place)
         work.model.blocks[1].attention.query.weight.grad[3, 5] = value
         return sums
 
     work.accumulate_gradients = spoiled
     outcome = work.launch(2, rows).wait()
-    assert outcome[4] == 1
+    assert outcome[SKIP] == 1
     after = state_of(work)
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(p.grad is None for p in work.model.parameters())
     work.accumulate_gradients = accumulate
-    assert work.launch(3, rows).wait()[4] == 0
+    assert work.launch(3, rows).wait()[SKIP] == 0
     assert not torch.equal(state_of(work)["embedding.weight"], before["embedding.weight"])
     assert float(state_of(work)["adam_step.embedding.weight"]) == 2, "of steps taken"
 
@@ -123,7 +124,7 @@ def test_a_loss_scale_changes_the_gradient_only_by_rounding(data: Path, tmp_path
     norms = {}
     for precision in ("fp32", "fp16"):
         work = make_work(data, tmp_path / precision, precision=precision)
-        norms[precision] = work.launch(1, work.stage.loader.batch(0)).wait()[3]
+        norms[precision] = work.launch(1, work.stage.loader.batch(0)).wait()[NORM]
         assert float(work.guard.scale) == (65536 if precision == "fp16" else LEAST_SCALE)
     assert norms["fp16"] == pytest.approx(norms["fp32"], rel=0.01)
 

@@ -59,7 +59,7 @@ def gradients(data: Path, folder: Path, **changes: Any) -> tuple[TrainingStep, t
     stage = make_stage(data, folder, **changes)
     torch.manual_seed(0)
     work = TrainingStep(stage, ShardLM(stage.config), lambda *_: None)
-    sums = work.accumulate_gradients(stage.loader.batch(3), 3, stage.teacher.weight(5) if stage.teacher else 0.0)
+    sums = work.accumulate_gradients(stage.loader.batch(3), 3, 0, stage.teacher.weight(5) if stage.teacher else 0.0)
     stage.loader.close()
     return work, sums
 

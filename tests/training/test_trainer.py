@@ -94,7 +94,7 @@ def test_random_numbers_go_on_where_they_stopped(data: Path, tmp_path: Path) -> 
     def draw(folder: Path, until: int | None, drawn: list[float]) -> None:
         trainer = make_trainer(data, folder, steps=8)
         launch = trainer.work.launch
-        trainer.work.launch = lambda step, rows: (drawn.append(float(torch.rand(()))), launch(step, rows))[1]
+        trainer.work.launch = lambda step, *batch: (drawn.append(float(torch.rand(()))), launch(step, *batch))[1]
         trainer.train(until)
 
     whole: list[float] = []
@@ -141,10 +141,10 @@ def test_a_signal_saves_and_says_so(data: Path, tmp_path: Path, whole: Path, see
     trainer = make_trainer(data, tmp_path / "parts")
     launch = trainer.work.launch
 
-    def interrupt(step: int, rows: object) -> object:
+    def interrupt(step: int, *batch: object) -> object:
         if step == at and before:
             os.kill(os.getpid(), number)
-        launched = launch(step, rows)
+        launched = launch(step, *batch)
         if step == at and not before:
             os.kill(os.getpid(), number)
         return launched
@@ -164,11 +164,11 @@ def test_a_second_signal_leaves_the_checkpoint_from_before(data: Path, tmp_path:
     trainer = make_trainer(data, tmp_path / "parts", checkpoint_every=5)
     launch = trainer.work.launch
 
-    def interrupt(step: int, rows: object) -> object:
+    def interrupt(step: int, *batch: object) -> object:
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return launch(step, rows)
+        return launch(step, *batch)
 
     trainer.work.launch = interrupt
     with pytest.raises(InterruptedRunError, match="stopped at once") as raised:
@@ -221,9 +221,9 @@ def test_another_micro_batch_from_one_start_to_the_next(data: Path, tmp_path: Pa
         for i, micro_batch in enumerate(micro_batches):
             trainer = make_trainer(data, tmp_path / name, micro_batch=micro_batch)
             launch = trainer.work.launch
-            trainer.work.launch = lambda step, rows, launch=launch, name=name: (
-                seen[name].append(rows.tobytes()),
-                launch(step, rows),
+            trainer.work.launch = lambda step, *batch, launch=launch, name=name: (
+                seen[name].append(batch[0].tobytes()),
+                launch(step, *batch),
             )[1]
             trainer.train(until=9 if i + 1 < len(micro_batches) else None)
     assert seen["whole"] == seen["parts"]
@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(data: Path, tmp_path: Pat
     make_trainer(data, tmp_path / "lost", checkpoint_every=2).train(until=2)
     trainer = make_trainer(data, tmp_path / "lost", checkpoint_every=2)
     launch = trainer.work.launch
-    trainer.work.launch = lambda step, rows: (spoil(trainer), launch(step, rows))[1]
+    trainer.work.launch = lambda step, *batch: (spoil(trainer), launch(step, *batch))[1]
     with pytest.raises(ShardError, match=r"gave up at step \d+: 3 of the last steps .* after 3 rollbacks") as raised:
         trainer.train()
     assert "\n" not in str(raised.value)

@@ -158,9 +158,12 @@ class Ranks:
 
     # What is divided.
 
-    def rows(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows of a global batch that are this rank's; numbers of rows differ by one at most."""
-        return batch if self.size == 1 else np.array_split(batch, self.size)[self.index]
+    def rows(self, batch: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
+        """This rank's share of the rows of a global batch, after the number of its first row; shares differ by a row
+        at most.
+        """
+        shares = np.array_split(batch, self.size)
+        return sum(map(len, shares[: self.index])), shares[self.index]
 
     def sum(self, tensor: Tensor) -> None:
         """The sum over all ranks, in place; the same bits on each of them."""

@@ -50,9 +50,9 @@ class Reduction:
     def __init__(self, parameters: Sequence[Tensor], ranks: Ranks) -> None:
         self._parameters, self._ranks = parameters, ranks
         sizes = [p.numel() for p in parameters]
-        # nll, z, interrupted, terminated, pause, and a place for each rank's micro-batch
-        self._flat = torch.zeros(sum(sizes) + 5 + ranks.size, device=parameters[0].device)
-        *views, self._tail = self._flat.split([*sizes, 5 + ranks.size])
+        # nll, z, KL, interrupted, terminated, pause, and a place for each rank's micro-batch
+        self._flat = torch.zeros(sum(sizes) + 6 + ranks.size, device=parameters[0].device)
+        *views, self._tail = self._flat.split([*sizes, 6 + ranks.size])
         self._views = [view.view_as(p) for view, p in zip(views, parameters, strict=True)]
 
     def begin(self) -> None:
@@ -61,8 +61,10 @@ class Reduction:
         for p, view in zip(self._parameters, self._views, strict=True):
             p.grad = view
 
-    def sum(self, nll: Tensor, z: Tensor, wish: Wish, micro_batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum the gradients in place; the sums of nll and z, and what was told (for Agreed.read), on the device."""
+    def sum(
+        self, nll: Tensor, z: Tensor, kl: Tensor, wish: Wish, micro_batch: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sum the gradients in place; the sums of nll, z and KL, and what was told (for Agreed.read), on the device."""
         told = torch.zeros(3 + self._ranks.size)
         told[0] = wish.signal_number == signal.SIGINT
         told[1] = wish.signal_number == signal.SIGTERM
@@ -70,8 +72,8 @@ class Reduction:
         told[3 + self._ranks.index] = micro_batch
         if self._tail.device.type == "cuda":
             told = told.pin_memory()  # a copy from other memory would make the host wait
-        self._tail[:2].copy_(torch.stack([nll, z]))
-        self._tail[2:].copy_(told, non_blocking=True)
+        self._tail[:3].copy_(torch.stack([nll, z, kl]))
+        self._tail[3:].copy_(told, non_blocking=True)
         self._ranks.sum(self._flat)
         tail = self._tail.clone()  # what is read later must not be what the next step sums
-        return tail[0], tail[1], tail[2:]
+        return tail[0], tail[1], tail[2], tail[3:]

@@ -105,13 +105,14 @@ class TrainingStep:
         )
 
     def accumulate_gradients(
-        self, rows: NDArray[np.int64], index: int = 0, teacher_weight: float = 0.0
+        self, rows: NDArray[np.int64], index: int = 0, first: int = 0, teacher_weight: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of one global batch [rows, T + 1], or of this rank's rows of it, micro-batch by micro-batch; the
         sums of nll, z and KL over them.
 
         Each micro-batch's loss is already a share of the whole batch's mean, so the sum equals the big batch. In fp16
-        the gradients carry the guard's loss scale. A teacher of weight 0 is not asked; `index` is the batch's number.
+        the gradients carry the guard's loss scale. A teacher of weight 0 is not asked; `index` is the batch's
+        number, `first` that of the first of these rows in it.
         """
         device = self.stage.device
         batch = torch.from_numpy(rows)
@@ -121,7 +122,6 @@ class TrainingStep:
         nll, z, kl = (torch.zeros((), device=device) for _ in range(3))
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
-        first = 0
         for micro in batch.split(self._micro_batch(len(rows))):
             inputs, targets = micro[:, :-1].contiguous(), micro[:, 1:].contiguous()
             if self.stage.teacher is not None and teacher_weight > 0:
@@ -139,12 +139,13 @@ class TrainingStep:
         return nll, z, kl
 
     def _gradients(self, rows: NDArray[np.int64], index: int, teacher_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, with a smaller micro-batch where memory runs out."""
+        """The same of this rank's rows, with a smaller micro-batch where memory runs out."""
+        first, mine = self.stage.ranks.rows(rows)
         while True:
             if self._reduction is not None:
                 self._reduction.begin()
             try:
-                return self.accumulate_gradients(rows, index, teacher_weight)
+                return self.accumulate_gradients(mine, index, first, teacher_weight)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -153,7 +154,7 @@ class TrainingStep:
             self.optimizer.clear_gradients()
             if self.stage.device.type == "cuda":
                 torch.cuda.empty_cache()
-            smaller = halve_micro_batch(replace(self.decisions, micro_batch=self._micro_batch(len(rows))), len(rows))
+            smaller = halve_micro_batch(replace(self.decisions, micro_batch=self._micro_batch(len(mine))), len(mine))
             if smaller is None:
                 raise ShardError(
                     f"{self.stage.name}: one sequence of {self.stage.settings.sequence_length} tokens does not fit "
@@ -174,10 +175,10 @@ class TrainingStep:
         begun, settings, teacher = time.monotonic(), self.stage.settings, self.stage.teacher
         rates = self.optimizer.set_step(step - 1)
         share = 0.0 if teacher is None else teacher.weight(step - 1)
-        nll, z, kl = self._gradients(self.stage.ranks.rows(rows), index, share)
+        nll, z, kl = self._gradients(rows, index, share)
         told: Tensor | tuple[()] = ()
         if self._reduction is not None:
-            nll, z, told = self._reduction.sum(nll, z, self.wish, self.decisions.micro_batch)
+            nll, z, kl, told = self._reduction.sum(nll, z, kl, self.wish, self.decisions.micro_batch)
         norm = self.optimizer.gradient_norm(self.guard.scale if self.scaled else None)
         objective = nll
         if teacher is not None and share > 0:
