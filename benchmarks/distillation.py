@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", default=MAIN, choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=1e9)
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
