@@ -71,7 +71,7 @@ def train(
         )
         for source in r.sources
     }
-    decisions = decide(name, settings, device, run.decisions_path)
+    decisions = decide(name, settings, device, run.decisions_path, r.config)
 
     def score_heldout(model: "ShardLM") -> dict[str, float]:
         length = settings.sequence_length
