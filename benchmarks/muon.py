@@ -70,11 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--eager", action="store_true", help="the model is not compiled")
     parser.add_argument("--bf16", action="store_true", help="torch.optim.Muon as it is, even where bf16 is emulated")
     arguments = parser.parse_args()
     config = Config(num_layers=arguments.layers)
     with tempfile.TemporaryDirectory() as folder:
-        work = shard_step(Path(folder), config, sequence_length=1024, tokens_per_step=2048, micro_batch=2)
+        how = "off" if arguments.eager else "auto"
+        work = shard_step(Path(folder), config, sequence_length=1024, tokens_per_step=2048, micro_batch=2, compile=how)
     device, dtype = work.stage.device, DTYPES[work.decisions.newton_schulz]
     ours = Muon(parameters_of(config, device), lr=0.02, weight_decay=0.1, dtype=dtype)
     ours.found_inf = torch.zeros((), device=device)

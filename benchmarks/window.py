@@ -51,13 +51,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="whole models")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--eager", action="store_true", help="not compiled")
     arguments = parser.parse_args()
+
+    how = "off" if arguments.eager else "auto"
 
     def step_of(pattern: str, length: int):
         config = Config(num_layers=arguments.layers, layer_pattern=pattern)
         with tempfile.TemporaryDirectory() as folder:
             return shard_step(
-                Path(folder), config, sequence_length=length, tokens_per_step=length, micro_batch=1, recompute="none"
+                Path(folder), config, sequence_length=length, tokens_per_step=length, micro_batch=1, compile=how
             )
 
     base = step_of("LG", 1024)

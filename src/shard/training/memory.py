@@ -63,20 +63,31 @@ def predict_memory(
     )
 
 
+def layer_bytes(config: Config, precision: str, compiled: bool) -> int:
+    """What a layer keeps of a token for its backward pass.
+
+    Two norms keep the stream and their result, and where nothing is fused both the stream and x_hat in fp32. Attention
+    keeps queries, keys, values and what it makes of them, the latter twice where it is not fused; the feed-forward
+    layer gate, up, their product, and the SiLU of gate where that is not computed again.
+    """
+    hidden, inner, width = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+    size = 4 if precision == "fp32" else 2
+    if compiled:
+        return size * (4 * hidden + 4 * width + 3 * inner)
+    return 2 * hidden * (4 + 4 + size) + size * (5 * width + 4 * inner)
+
+
 def activation_bytes(config: Config, tokens: int, precision: str, compiled: bool, recompute: bool) -> int:
     """What the backward pass of a micro-batch of so many tokens holds at its peak.
 
-    Kept of a layer: the stream and its normed copy, twice; queries, keys, values and what attention makes of them;
-    gate, up and their product, and the SiLU of gate where nothing is fused. With `recompute` the stream alone, and the
-    rest of one layer at a time. Norms keep the stream in fp32 where nothing is fused, and products keep their weights
+    With `recompute` only the stream is kept of every layer, and all of one layer at a time. Products keep their weights
     in the compute dtype.
     """
     count = count_parameters(config)
-    hidden, inner, width = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
     size = 4 if precision == "fp32" else 2
-    stream = hidden * (size if compiled else max(size, 4))
-    layer = 2 * stream + size * (2 * hidden + 4 * width + (3 if compiled else 4) * inner)
-    kept = config.num_layers * stream + layer if recompute else config.num_layers * layer
+    layer = layer_bytes(config, precision, compiled)
+    kept = config.num_layers * size * hidden + layer if recompute else config.num_layers * layer
     backward = size * (4 * inner + 2 * hidden)
     head = size * 3 * hidden
     chunk = min(CHUNK_LOGITS, tokens * config.vocab_size)

@@ -69,8 +69,8 @@ class StageSettings(Table):
     scale on a GPU without bf16, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     recompute: Literal["none", "layer"] = "none"
-    """"layer" keeps only what goes into each layer, and computes the layer again in the backward pass: about a quarter
-    more work for a fraction of the activations' memory. The result is the same."""
+    """"layer" keeps only what goes into each layer, and computes the layer again in the backward pass: a third more
+    work for a fraction of the activations' memory. The result is the same."""
     checkpoint_every: PositiveSteps = 1000
     keep_last: PositiveSteps = 2
     """Checkpoints kept, besides those of keep_every."""
