@@ -18,12 +18,12 @@ from shard.training.decisions import DTYPES, Decisions, halve_micro_batch, is_ou
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
 from shard.training.optimizer import Optimizer
-from shard.training.stage import Stage
+from shard.training.stage import Stage, TeacherLoss
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale."""
+    """A step that is on its way: `outcome` [9] will hold nll, z, KL, loss, norm, skip, both limits, the loss scale."""
 
     step: int
     """Counted from 1."""
@@ -31,6 +31,8 @@ class Launched:
     """time.monotonic() at its beginning."""
     rates: dict[str, float]
     outcome: Tensor
+    teacher_weight: float = 0.0
+    """The teacher's share of the loss."""
     arrived: Any = None
     """A CUDA event after the copy of `outcome`; None where that copy needs no waiting."""
 
@@ -75,8 +77,26 @@ class TrainingStep:
         self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz])
         self.guard = StepGuard(settings.skip_sigma, self.stage.device, self.scaled)
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor, scale: float | Tensor) -> Loss:
+    def _loss(
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        scale: float | Tensor,
+        soft: Any = None,
+        weight: Tensor | None = None,
+    ) -> Loss | TeacherLoss:
         hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype)
+        if self.stage.teacher is not None and weight is not None:
+            return self.stage.teacher.loss(
+                hidden_BTD.flatten(0, 1),
+                self.model.embedding.weight,
+                targets_BT.flatten(),
+                soft,
+                weight,
+                self.stage.config.logit_cap,
+                self.stage.settings.z_loss,
+                scale,
+            )
         return chunked_loss(
             hidden_BTD.flatten(0, 1),
             self.model.embedding.weight,
@@ -86,32 +106,44 @@ class TrainingStep:
             scale,
         )
 
-    def accumulate_gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll and z over it.
+    def accumulate_gradients(
+        self, rows: NDArray[np.int64], index: int = 0, teacher_weight: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll, z and KL over it.
 
         Each micro-batch's loss is already a share of the whole batch's mean, so the sum equals the big batch. In fp16
-        the gradients carry the guard's loss scale.
+        the gradients carry the guard's loss scale. A teacher of weight 0 is not asked; `index` is the batch's number.
         """
         device = self.stage.device
         batch = torch.from_numpy(rows)
         if device.type == "cuda":
             batch = batch.pin_memory()  # a copy from other memory would make the host wait
         batch = batch.to(device, non_blocking=True)
-        nll, z = torch.zeros((), device=device), torch.zeros((), device=device)
+        nll, z, kl = (torch.zeros((), device=device) for _ in range(3))
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
+        first = 0
         for micro in batch.split(self.decisions.micro_batch):
-            loss = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous(), scale)
+            inputs, targets = micro[:, :-1].contiguous(), micro[:, 1:].contiguous()
+            if self.stage.teacher is not None and teacher_weight > 0:
+                soft = self.stage.teacher.targets(index, first, inputs)
+                weight = torch.full((), teacher_weight, device=device)  # as a number, each one would be compiled
+                loss = self._compute(inputs, targets, scale, soft, weight)
+            else:
+                loss = self._compute(inputs, targets, scale)
             loss.total.backward()
+            if isinstance(loss, TeacherLoss):
+                kl += loss.kl_sum
             nll += loss.nll_sum
             z += loss.z_sum
-        return nll, z
+            first += len(micro)
+        return nll, z, kl
 
-    def _gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _gradients(self, rows: NDArray[np.int64], index: int, teacher_weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """The same, with a smaller micro-batch where memory runs out."""
         while True:
             try:
-                return self.accumulate_gradients(rows)
+                return self.accumulate_gradients(rows, index, teacher_weight)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -129,19 +161,25 @@ class TrainingStep:
             self.decisions = smaller
             self._on_less_memory(smaller, message)
 
-    def launch(self, step: int, rows: NDArray[np.int64]) -> Launched:
-        """Queue step number `step` (from 1) on this batch. Its rates are those of the step index before it."""
-        begun, settings = time.monotonic(), self.stage.settings
+    def launch(self, step: int, rows: NDArray[np.int64], index: int = 0) -> Launched:
+        """Queue step number `step` (from 1) on this batch, number `index`. Its rates are those of the step index
+        before it.
+        """
+        begun, settings, teacher = time.monotonic(), self.stage.settings, self.stage.teacher
         rates = self.optimizer.set_step(step - 1)
-        nll, z = self._gradients(rows)
+        share = 0.0 if teacher is None else teacher.weight(step - 1)
+        nll, z, kl = self._gradients(rows, index, share)
         norm = self.optimizer.gradient_norm(self.guard.scale if self.scaled else None)
-        loss = (nll + settings.z_loss * z) / settings.tokens_per_step
+        objective = nll
+        if teacher is not None and share > 0:
+            objective = (1 - share) * nll + share * teacher.kl_scale * kl
+        loss = (objective + settings.z_loss * z) / settings.tokens_per_step
         verdict = self.guard.judge(loss, norm)
         self.optimizer.step(norm, verdict.skip)
-        outcome = torch.stack([nll, z, loss, norm, *verdict])
+        outcome = torch.stack([nll, z, kl, loss, norm, *verdict])
         if self.stage.device.type != "cuda":
-            return Launched(step, begun, rates, outcome)
+            return Launched(step, begun, rates, outcome, share)
         host = torch.empty(outcome.shape, pin_memory=True).copy_(outcome, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return Launched(step, begun, rates, host, arrived)
+        return Launched(step, begun, rates, host, share, arrived)
