@@ -7,7 +7,8 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-serve test-teacher teacher-package \
-	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp
+	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
+	bench-train bench-window bench-muon bench-loss bench-memory
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -76,6 +77,23 @@ bench-loader: install
 
 bench-ddp: install
 	$(BIN)/python benchmarks/ddp.py
+
+# Speed of training and its memory (docs/performance.md). ARGS="--pairs 3" passes options on.
+bench-train: install-dev
+	$(BIN)/python benchmarks/train.py $(ARGS)
+
+bench-window: install
+	$(BIN)/python benchmarks/window.py $(ARGS)
+
+bench-muon: install
+	$(BIN)/python benchmarks/muon.py $(ARGS)
+
+bench-loss: install
+	$(BIN)/python benchmarks/loss.py $(ARGS)
+	$(BIN)/python benchmarks/loss.py --vocabulary 262144 $(ARGS)
+
+bench-memory: install
+	$(BIN)/python benchmarks/memory.py $(ARGS)
 
 install: $(VENV)/.installed
 

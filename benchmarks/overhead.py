@@ -55,7 +55,7 @@ def make_trainer(folder: Path, config: Config, settings: StageSettings) -> Train
         sample=lambda model: [],
         fingerprint="overhead",
         identity={},
-        decisions=decide("pretrain", settings, device, folder / "decisions.json"),
+        decisions=decide("pretrain", settings, device, folder / "decisions.json", config),
         device=device,
     )
     return Trainer(stage, Reporter(quiet=True))

@@ -116,6 +116,20 @@ def memory_bytes(device: "torch.device") -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_memory(device: "torch.device") -> int:
+    """Memory that a process could still take: of the GPU, or main memory without swapping."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return total_memory() // 2
+
+
 def total_memory() -> int:
     """Main memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

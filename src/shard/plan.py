@@ -11,7 +11,7 @@ from shard.distillation.cache import predict_bytes
 from shard.epochs import MANY_EPOCHS, count_epochs
 from shard.recipe import Recipe
 from shard.resources import most_checkpoints
-from shard.training.cost import activation_bytes, checkpoint_bytes, count_parameters, flops_per_token, state_bytes
+from shard.training.cost import checkpoint_bytes, count_parameters, flops_per_token
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
 
@@ -23,7 +23,9 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
     """Parameters, tokens against the 20:1 line, FLOPs, memory, disk, and time by a short measured probe; `with_data`
     also what its sources take, for which the hub is asked unless there is a mirror.
     """
-    from shard.environment import choose_device, choose_precision, device_name
+    from shard.environment import choose_compile, choose_device, choose_precision, device_name, free_memory
+    from shard.training.decisions import choose_micro_batch
+    from shard.training.memory import predict_memory
 
     config, count = recipe.config, count_parameters(recipe.config)
     device = choose_device()
@@ -32,16 +34,17 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
         settings: StageSettings = getattr(recipe, name)
         tokens = settings.steps * settings.tokens_per_step
         precision = choose_precision(device)[0] if settings.precision == "auto" else settings.precision
-        micro_tokens = min(settings.tokens_per_step, max(settings.sequence_length, 4096))
+        compiled = settings.compile == "on" or (settings.compile == "auto" and choose_compile(device)[0])
+        micro_batch = settings.micro_batch
+        if micro_batch == "auto":
+            micro_batch, _ = choose_micro_batch(settings, device, config, precision, compiled, free_memory(device))
         stages[name] = {
             "steps": settings.steps,
             "tokens": tokens,
             "flops": tokens * flops_per_token(config, settings.sequence_length),
             "precision": precision,
-            # The copy of the state for a checkpoint is in main memory, whatever trains.
-            "memory_bytes": state_bytes(config)
-            + (checkpoint_bytes(config) if device.type == "cpu" else 0)
-            + activation_bytes(config, micro_tokens, 4 if precision == "fp32" else 2),
+            "micro_batch": micro_batch,
+            "memory_bytes": predict_memory(config, settings, micro_batch, precision, compiled, device.type).peak,
         }
         if probe:
             speed = measure_training_speed(recipe, settings, precision)
@@ -103,7 +106,7 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
     for name, stage in result["stages"].items():
         rows[name] = (
             f"{stage['steps']:,} steps, {format_count(stage['tokens'])} tokens, {stage['precision']}, "
-            f"about {format_size(stage['memory_bytes'])} of memory"
+            f"about {format_size(stage['memory_bytes'])} of memory at {stage['micro_batch']} sequences a micro-batch"
         )
         if "seconds" in stage:
             speed = f"{stage['tokens_per_second']:,.0f} tokens/s"

@@ -101,7 +101,7 @@ def _train(
         )
         for source in r.sources
     }
-    decisions = decide(name, settings, device, run.decisions_path)
+    decisions = decide(name, settings, device, run.decisions_path, r.config)
     if ranks.size > 1:
         reporter.line(f"{name}: {ranks.size} ranks, {torch.get_num_threads()} threads each")
         ranks.broadcast(

@@ -6,7 +6,6 @@ import torch
 from shard.config import Config
 from shard.model import ShardLM
 from shard.training.cost import (
-    activation_bytes,
     attention_span,
     checkpoint_bytes,
     count_parameters,
@@ -70,10 +69,3 @@ def test_bytes_equal_the_tensors_that_exist(tiny_config):
     buffers = sum(t.nbytes for n, t in optimizer.state().items() if not n.startswith("adam_step"))
     assert state_bytes(tiny_config) == 2 * weights + buffers  # weights and gradients
     assert checkpoint_bytes(tiny_config) == weights + buffers
-
-
-def test_activations_grow_with_tokens_and_dtype(tiny_config):
-    one = activation_bytes(tiny_config, 10, 2)
-    assert one > 0
-    assert activation_bytes(tiny_config, 20, 2) == 2 * one
-    assert activation_bytes(tiny_config, 10, 4) == 2 * one

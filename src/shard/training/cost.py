@@ -61,15 +61,3 @@ def state_bytes(config: Config) -> int:
 def checkpoint_bytes(config: Config) -> int:
     """Masters and optimizer state on disk."""
     return state_bytes(config) - 4 * count_parameters(config).total
-
-
-def activation_bytes(config: Config, tokens: int, dtype_bytes: int) -> int:
-    """What the backward pass of a micro-batch keeps, by counting tensors: an estimate, not held against a measurement.
-
-    Per token and layer: the stream in fp32 statistics and two normed copies, q, k, v and the attention output, gate, up
-    and their product.
-    """
-    width = config.num_heads * config.head_dim
-    per_layer = 6 * config.hidden_size + 6 * width + 4 * config.intermediate_size
-    head = 4 * config.hidden_size
-    return tokens * dtype_bytes * (config.num_layers * per_layer + head)

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 
-from shard.environment import choose_compile, choose_precision
+from shard.config import Config
+from shard.environment import choose_compile, choose_precision, free_memory
 from shard.errors import ShardError
 from shard.files import read_json, write_json
+from shard.training.memory import predict_memory
 from shard.training.settings import StageSettings
+from shard.units import format_size
 
 # Tokens of a micro-batch where the recipe says "auto".
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768, "mps": 8192}
+ROOM = 0.8
+"""Share of the free memory that training may take by the prediction, which is good to about 15 %."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,10 @@ class Decisions:
     micro_batch: int
     """Sequences computed at once."""
     flex_attention: bool
+    """Local layers by FlexAttention, on CUDA."""
     reasons: dict[str, str]
+    flash_window: bool = False
+    """Local layers by two causal attentions, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,12 +49,16 @@ class Decisions:
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def decide(stage: str, settings: StageSettings, device: torch.device, path: Path) -> Decisions:
-    """The decisions of a stage: read from `path` if it holds them, else probed and added to it atomically."""
+def decide(
+    stage: str, settings: StageSettings, device: torch.device, path: Path, config: Config | None = None
+) -> Decisions:
+    """The decisions of a stage: read from `path` if it holds them, else probed and added to it atomically. Where the
+    model is known, "auto" takes no larger micro-batch than fits.
+    """
     known = _read(path)
     key = _key(stage, device)
     if key not in known:
-        save_decisions(stage, device, path, _probe(settings, device))
+        save_decisions(stage, device, path, _probe(settings, device, config))
         return Decisions(**_read(path)[key])
     try:
         return Decisions(**known[key])
@@ -93,7 +105,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _probe(settings: StageSettings, device: torch.device) -> Decisions:
+def choose_micro_batch(
+    settings: StageSettings,
+    device: torch.device,
+    config: Config | None,
+    precision: str,
+    compiled: bool,
+    free_bytes: int,
+) -> tuple[int, str]:
+    """(sequences of a micro-batch, the reason): equal parts of a step, of at most MICRO_BATCH_TOKENS, and of those the
+    most whose predicted memory leaves a fifth of what is free. More than these tokens gain no speed, and no timing is
+    made of it: a busy machine would make two runs of one recipe differ.
+    """
+    rows, most = settings.tokens_per_step // settings.sequence_length, MICRO_BATCH_TOKENS[device.type]
+    # Equal micro-batches keep the shapes static, so nothing is compiled twice.
+    wanted = max(1, most // settings.sequence_length)
+    fitting = [n for n in range(min(wanted, rows), 0, -1) if rows % n == 0]
+    if config is None:
+        return fitting[0], f"at most {most} tokens on {device.type}"
+    for micro_batch in fitting:
+        needed = predict_memory(config, settings, micro_batch, precision, compiled, device.type).peak
+        if needed <= ROOM * free_bytes:
+            break
+    reason = f"at most {most} tokens on {device.type}; about {format_size(needed)} of {format_size(free_bytes)} free"
+    return micro_batch, reason
+
+
+def _probe(settings: StageSettings, device: torch.device, config: Config | None) -> Decisions:
     precision, reason = choose_precision(device)
     reasons = {"newton_schulz": reason}
     newton_schulz = precision
@@ -104,16 +142,21 @@ def _probe(settings: StageSettings, device: torch.device) -> Decisions:
         compile_works, reasons["compile"] = choose_compile(device)
     else:
         compile_works, reasons["compile"] = settings.compile == "on", "the recipe says so"
-    rows = settings.tokens_per_step // settings.sequence_length
     if settings.micro_batch == "auto":
-        wanted = max(1, MICRO_BATCH_TOKENS[device.type] // settings.sequence_length)
-        micro_batch = fit_micro_batch(wanted, rows)
-        reasons["micro_batch"] = f"at most {MICRO_BATCH_TOKENS[device.type]} tokens on {device.type}"
+        micro_batch, reasons["micro_batch"] = choose_micro_batch(
+            settings, device, config, precision, compile_works, free_memory(device)
+        )
     else:
+        rows = settings.tokens_per_step // settings.sequence_length
         micro_batch, reasons["micro_batch"] = min(settings.micro_batch, rows), "the recipe says so"
     flex_works = False
     if device.type == "cuda":
         from shard.training.flex import flex_attention_works
 
         flex_works, reasons["flex_attention"] = flex_attention_works(device, DTYPES[precision])
-    return Decisions(precision, newton_schulz, compile_works, micro_batch, flex_works, reasons)
+    flash_works = False
+    if device.type == "cpu":
+        from shard.training.window import flash_window_works
+
+        flash_works, reasons["flash_window"] = flash_window_works(DTYPES[precision])
+    return Decisions(precision, newton_schulz, compile_works, micro_batch, flex_works, reasons, flash_works)

@@ -68,6 +68,9 @@ class StageSettings(Table):
     """What is computed in; weights and optimizer state are fp32. "auto" is bf16 where it is fast, fp16 with a loss
     scale on a GPU without bf16, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
+    recompute: Literal["none", "layer"] = "none"
+    """"layer" keeps only what goes into each layer, and computes the layer again in the backward pass: a third more
+    work for a fraction of the activations' memory. The result is the same."""
     checkpoint_every: PositiveSteps = 1000
     keep_last: PositiveSteps = 2
     """Checkpoints kept, besides those of keep_every."""

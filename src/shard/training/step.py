@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from shard.errors import ShardError
-from shard.model import ShardLM
+from shard.model import ShardLM, local_attention
 from shard.training.decisions import DTYPES, Decisions, fit_micro_batch, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
@@ -53,17 +55,28 @@ class TrainingStep:
         self.stage, self.model, self.decisions = stage, model, stage.decisions
         self._on_less_memory = on_less_memory
         self.scaled = stage.decisions.precision == "fp16"
-        if stage.decisions.flex_attention:
-            from shard.training.flex import flex_local_attention
-
-            for block in model.blocks:
-                block.attention.local_attention = flex_local_attention  # type: ignore[union-attr]
         self.wish = Wish()
         """What this rank tells the others with the next step."""
         ranks = stage.ranks
         self._reduction = Reduction(list(model.parameters()), ranks) if ranks.size > 1 else None
+        self._choose_kernels()
         self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
         self.reset()
+
+    def _choose_kernels(self) -> None:
+        """Local attention by what was decided, and layers that are computed again where the recipe asks for it."""
+        if self.decisions.flex_attention:
+            from shard.training.flex import flex_local_attention as attend
+        elif self.decisions.flash_window:
+            from shard.training.window import flash_window_attention as attend
+        else:
+            attend = local_attention
+        for block in self.model.blocks:
+            block.attention.local_attention = attend  # type: ignore[union-attr]
+            if self.stage.settings.recompute == "layer":
+                # Nothing in a layer is random, so there is no state of a generator to keep.
+                again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.forward = again
 
     def reset(self) -> None:
         """Optimizer and guard as they are before the first step; the weights stay."""

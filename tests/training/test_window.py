@@ -1,0 +1,94 @@
+"""Two causal attentions are one attention over a window, forward and backward."""
+
+import pytest
+import torch
+
+from shard.model import local_attention
+from shard.training import window as window_module
+from shard.training.window import flash_window_attention, flash_window_works
+
+
+@pytest.fixture
+def any_window(monkeypatch):
+    """Windows of a few tokens, too."""
+    monkeypatch.setattr(window_module, "SMALLEST_WINDOW", 2)
+
+
+def compare(batch: int, num_tokens: int, window: int, dtype: torch.dtype, tolerance: float, attend) -> None:
+    torch.manual_seed(num_tokens)
+    inputs = [torch.randn(batch, 3, num_tokens, 16).to(dtype).requires_grad_() for _ in range(3)]
+    weights = torch.randn(batch, 3, num_tokens, 16).to(dtype)
+    got, expected = attend(*inputs, window), local_attention(*inputs, window)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    grads = [torch.autograd.grad((y * weights).sum(), inputs) for y in (got, expected)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 15, 16, 17, 40, 131])
+@pytest.mark.parametrize("window", [2, 3, 8])
+def test_equals_local_attention(any_window, num_tokens, window):
+    compare(2, num_tokens, window, torch.float32, 1e-5, flash_window_attention)
+
+
+def test_equals_local_attention_at_a_real_window():
+    compare(1, 1100, 256, torch.float32, 1e-5, flash_window_attention)
+
+
+def test_is_close_in_bf16():
+    compare(1, 700, 256, torch.bfloat16, 3e-2, flash_window_attention)
+
+
+def test_scores_far_from_zero_do_not_overflow(any_window):
+    """The weights of both parts come from differences of logsumexps: neither score is ever exponentiated alone."""
+    q, k, v = (100 * torch.randn(1, 2, 20, 16, generator=torch.Generator().manual_seed(0)) for _ in range(3))
+    got = flash_window_attention(q, k, v, 4)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got, local_attention(q, k, v, 4), rtol=1e-3, atol=1e-3)
+
+
+def test_small_windows_take_the_masked_way(monkeypatch):
+    """The kernels gain nothing on small blocks."""
+
+    def refuse(*args):
+        raise AssertionError("called")
+
+    monkeypatch.setattr(window_module._WindowAttention, "apply", refuse)
+    q, k, v = (torch.randn(1, 2, 300, 16) for _ in range(3))
+    assert torch.equal(flash_window_attention(q, k, v, 64), local_attention(q, k, v, 64))
+    assert torch.equal(flash_window_attention(q, k, v, 300), local_attention(q, k, v, 300))
+    with pytest.raises(AssertionError, match="called"):
+        flash_window_attention(q, k, v, 256)
+
+
+def test_the_same_bits_every_time():
+    torch.use_deterministic_algorithms(True)
+    compare(1, 600, 256, torch.float32, 1e-5, flash_window_attention)
+    q, k, v = (torch.randn(1, 2, 600, 16, requires_grad=True) for _ in range(3))
+    results = [torch.autograd.grad(flash_window_attention(q, k, v, 256).square().sum(), (q, k, v)) for _ in range(3)]
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_agrees(dtype):
+    works, reason = flash_window_works(dtype)
+    assert works, reason
+    assert "differ from the masked one by" in reason
+
+
+def test_a_probe_that_computes_something_else_is_refused(monkeypatch):
+    real = window_module.flash_window_attention
+    monkeypatch.setattr(window_module, "flash_window_attention", lambda q, k, v, window: real(q, k, v, window - 1))
+    monkeypatch.setattr(window_module, "SMALLEST_WINDOW", 200)
+    assert not flash_window_works(torch.float32)[0]
+
+
+def test_a_torch_without_the_kernels_gives_its_reason(monkeypatch):
+    def missing(*args):
+        raise AttributeError("'_OpNamespace' 'aten' object has no attribute")
+
+    monkeypatch.setattr(window_module, "_causal", missing)
+    works, reason = flash_window_works(torch.float32)
+    assert not works
+    assert "cannot be used so ('_OpNamespace' 'aten' object" in reason
