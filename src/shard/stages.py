@@ -245,7 +245,7 @@ def bench(run: Run, reporter: Reporter) -> Result:
     from shard.inference.benchmark import benchmark_run
 
     def measure() -> Result:
-        result = benchmark_run(run.folder, reporter)
+        result = benchmark_run(run.folder, reporter, run.recipe.config.moe is None)
         sources = [name for name in run.recipe.sources if (run.data / name / documents.HELDOUT).exists()]
         return {**result, "int8": measure_int8_loss(run.folder, run.data, sources, run.recipe.evaluate, reporter)}
 

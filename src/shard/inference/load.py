@@ -49,7 +49,7 @@ def build_model(config: Any, weights: Any, origin: str) -> ShardLM:
     """A model of this shape with these weights, in their dtype. ShardError where they do not fit."""
     try:
         model = empty_model(Config(**config))  # until the weights are known to fit
-        _compare(dict(model.named_parameters()), weights)
+        _compare(model.state_dict(), weights)
         model.load_state_dict(weights, assign=True)
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -137,7 +137,7 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compare(expected: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
+def _compare(expected: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
     """Raise ValueError for the first weight that is missing, unknown, or not of the model's shape."""
     for name in [*expected, *weights]:
         if name not in weights or name not in expected:

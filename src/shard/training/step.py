@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shard.errors import ShardError
-from shard.model import ShardLM
+from shard.model import Routing, ShardLM
 from shard.training.decisions import DTYPES, Decisions, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
 from shard.training.optimizer import Optimizer
+from shard.training.routing import add_router_losses, balance
 from shard.training.stage import Stage
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale."""
+    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale; of a
+    mixture of experts also what its routers did (see routing.py).
+    """
 
     step: int
     """Counted from 1."""
@@ -48,6 +51,8 @@ class TrainingStep:
         self.stage, self.model, self.decisions = stage, model, stage.decisions
         self._on_less_memory = on_less_memory
         self.scaled = stage.decisions.precision == "fp16"
+        self.routed_LS: Tensor | None = None
+        """Of the last batch: what the routers of a mixture of experts did, see routing.py."""
         if stage.decisions.flex_attention:
             from shard.training.flex import flex_local_attention
 
@@ -62,9 +67,11 @@ class TrainingStep:
         self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz])
         self.guard = StepGuard(settings.skip_sigma, self.stage.device, self.scaled)
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor, scale: float | Tensor) -> Loss:
-        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype)
-        return chunked_loss(
+    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor, scale: float | Tensor) -> tuple[Loss, Tensor | None]:
+        mixture = self.stage.config.mixture
+        routing: list[Routing] | None = None if mixture is None else []
+        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
+        loss = chunked_loss(
             hidden_BTD.flatten(0, 1),
             self.model.embedding.weight,
             targets_BT.flatten(),
@@ -72,6 +79,7 @@ class TrainingStep:
             self.stage.settings.z_loss,
             scale,
         )
+        return (loss, None) if mixture is None or routing is None else add_router_losses(loss, routing, mixture, scale)
 
     def accumulate_gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll and z over it.
@@ -87,11 +95,14 @@ class TrainingStep:
         nll, z = torch.zeros((), device=device), torch.zeros((), device=device)
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
+        self.routed_LS = None
         for micro in batch.split(self.decisions.micro_batch):
-            loss = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous(), scale)
+            loss, routed_LS = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous(), scale)
             loss.total.backward()
             nll += loss.nll_sum
             z += loss.z_sum
+            if routed_LS is not None:
+                self.routed_LS = routed_LS if self.routed_LS is None else self.routed_LS + routed_LS
         return nll, z
 
     def _gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -126,6 +137,9 @@ class TrainingStep:
         verdict = self.guard.judge(loss, norm)
         self.optimizer.step(norm, verdict.skip)
         outcome = torch.stack([nll, z, loss, norm, *verdict])
+        if self.routed_LS is not None:
+            balance(self.model, self.routed_LS, verdict.skip)
+            outcome = torch.cat([outcome, self.routed_LS.flatten()])
         if self.stage.device.type != "cuda":
             return Launched(step, begun, rates, outcome)
         host = torch.empty(outcome.shape, pin_memory=True).copy_(outcome, non_blocking=True)

@@ -34,6 +34,7 @@ from shard.training.decisions import Decisions
 from shard.training.guard import reason_of_skip
 from shard.training.metrics import Journal, read_jsonl
 from shard.training.progress import Progress
+from shard.training.routing import describe_routing
 from shard.training.sentinel import inspect_spectra
 from shard.training.stage import Stage
 from shard.training.step import Launched, TrainingStep
@@ -141,7 +142,7 @@ class Trainer:
     def _record(self, launched: Launched) -> bool:
         """Write a step down; False where it was one too many that had to be skipped."""
         settings, step = self.stage.settings, launched.step
-        nll, z, loss, norm, skip, loss_limit, norm_limit, scale = launched.wait()
+        nll, z, loss, norm, skip, loss_limit, norm_limit, scale, *routed = launched.wait()
         seconds = self._progress.time_of_step(launched.begun)
         self.seconds += seconds
         cross_entropy = nll / settings.tokens_per_step
@@ -157,6 +158,8 @@ class Trainer:
         }
         if self.work.scaled:
             record["loss_scale"] = scale
+        if routed:
+            record["experts"] = describe_routing(routed, self.stage.config, settings.tokens_per_step)
         if skip:
             reason = reason_of_skip(loss, norm, loss_limit, norm_limit, scale)
             record["skipped"] = reason
