@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "training", "inference", "evaluation", "report"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "data_report"},
+    {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "data_report", "adopt"},
     {"stages"},
     {"cli"},
     {"__main__"},

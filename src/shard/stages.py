@@ -49,6 +49,7 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     sample_path = run.folder / "tokenizer" / "sample.json"
     if run.is_done("tokenizer"):
         return _skipped(reporter, "tokenizer", read_json(sample_path, "it is missing") if sample_path.exists() else {})
+    from shard.adopt import adopt_tokenizer
     from shard.data.tokenizer_sample import predict_memory, sample_shares, train_on_sample, training_sizes
     from shard.environment import total_memory
 
@@ -56,6 +57,11 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     check_disk(run, "tokenizer")
     with run.stage("tokenizer"):
         _collect(run, reporter)
+        if r.tokenizer.adopt is not None:
+            sample = adopt_tokenizer(r.tokenizer.adopt, r.tokenizer.separator, r.config.vocab_size, run.tokenizer_path)
+            reporter.line(f"tokenizer: {sample['vocab_size']} tokens, adopted from {sample['adopted']}")
+            write_json(sample_path, sample)
+            return sample
         sizes = training_sizes(run.data, r.sources)
         shares = sample_shares(wanted_tokens(r), sizes, r.tokenizer.sample_bytes)
         predicted = predict_memory(run.data, shares, sizes)

@@ -21,7 +21,7 @@ from torch import Tensor
 from shard.config import Config
 from shard.errors import ShardError
 from shard.files import copy_file, write_json
-from shard.inference.load import read_tokenizer
+from shard.inference.load import read_tokenizer, separator_of
 from shard.tokenizer import SEPARATOR
 from shard.training.tensors import write_tensors
 
@@ -123,13 +123,13 @@ def describe_config(config: Config, separator_id: int, dtype: torch.dtype) -> di
     }
 
 
-def describe_tokenizer(config: Config) -> dict[str, Any]:
+def describe_tokenizer(config: Config, separator: str = SEPARATOR) -> dict[str, Any]:
     """tokenizer_config.json: nothing is added to a text, and a text that spells the separator is not the separator."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "pad_token": SEPARATOR,
+        "bos_token": separator,
+        "eos_token": separator,
+        "pad_token": separator,
         "add_bos_token": False,
         "add_eos_token": False,
         "split_special_tokens": True,
@@ -159,12 +159,13 @@ def export_hugging_face(
     """
     if reason := obstacle(config):
         raise ShardError(reason)
-    separator_id = read_tokenizer(tokenizer, config.vocab_size).token_to_id(SEPARATOR)
+    separator = separator_of(tokenizer)
+    separator_id = read_tokenizer(tokenizer, config.vocab_size).token_to_id(separator)
     if separator_id is None:
-        raise ShardError(f"{tokenizer} has no token {SEPARATOR}: a Hugging Face export needs it to end a text")
+        raise ShardError(f"{tokenizer} has no token {separator}: a Hugging Face export needs it to end a text")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", describe_config(config, separator_id, DTYPES[dtype]))
-    write_json(folder / "tokenizer_config.json", describe_tokenizer(config))
+    write_json(folder / "tokenizer_config.json", describe_tokenizer(config, separator))
     write_json(folder / "generation_config.json", describe_generation(separator_id))
     copy_file(tokenizer, folder / "tokenizer.json")
     if config.moe is not None:

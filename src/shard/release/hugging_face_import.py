@@ -199,8 +199,9 @@ def import_hugging_face(source: Path, folder: Path, recipe: Recipe) -> dict[str,
     weights = {name: weight.float() for name, weight in read_weights(source, config).items()}
     model = build_model(config.to_dict(), weights, str(source))
     path = source / "tokenizer.json"
-    if read_tokenizer(path, config.vocab_size).token_to_id(SEPARATOR) is None:
-        raise ShardError(f"{path} has no token {SEPARATOR}")
+    separator = recipe.tokenizer.separator or SEPARATOR
+    if read_tokenizer(path, config.vocab_size).token_to_id(separator) is None:
+        raise ShardError(f"{path} has no token {separator}")
     tokenizer = path.read_text(encoding="utf-8")
     parts = json.loads(tokenizer)
     if parts.get("post_processor") and is_empty_template(parts["post_processor"]):
