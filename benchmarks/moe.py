@@ -64,7 +64,9 @@ def read_bytes(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return train, held
 
 
-def train(mixture: dict[str, Any] | None, seed: int, steps: int, tokens: torch.Tensor, held: torch.Tensor) -> dict[str, Any]:
+def train(
+    mixture: dict[str, Any] | None, seed: int, steps: int, tokens: torch.Tensor, held: torch.Tensor
+) -> dict[str, Any]:
     """Train one model; its held-out bits per byte, and the worst mean load of its last tenth relative to an even one."""
     torch.manual_seed(seed)
     config = DENSE if mixture is None else replace(DENSE, intermediate_size=DENSE.intermediate_size // 2, moe=mixture)
@@ -125,11 +127,15 @@ def main() -> None:
         for name, mixture in VARIANTS.items():
             results[name].append(train(mixture, seed, arguments.steps, tokens, held))
             print(f"seed {seed}, {name}: {results[name][-1]}", flush=True)
-    print("\n| variant | parameters | at work | bits per byte (least to most) | against dense | largest deviation of a load |")
+    print(
+        "\n| variant | parameters | at work | bits per byte (least to most) | against dense | largest deviation of a load |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     dense = [one["bits_per_byte"] for one in results["dense"]]
     for name, mixture in VARIANTS.items():
-        config = DENSE if mixture is None else replace(DENSE, intermediate_size=DENSE.intermediate_size // 2, moe=mixture)
+        config = (
+            DENSE if mixture is None else replace(DENSE, intermediate_size=DENSE.intermediate_size // 2, moe=mixture)
+        )
         count, ones = count_parameters(config), results[name]
         scores = [one["bits_per_byte"] for one in ones]
         change = [100 * (score / base - 1) for score, base in zip(scores, dense, strict=True)]

@@ -73,7 +73,12 @@ def test_our_own_form_goes_through_tokie(tmp_path: Path) -> None:
     [
         ({}, None, UsageError, "set tokenizer.separator"),
         ({}, "<image>", UsageError, "set tokenizer.separator"),
-        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}}, "<eos>", ShardError, "norm"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
+            "<eos>",
+            ShardError,
+            "norm",
+        ),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "<eos>", ShardError, "pre_tokenizer"),
         ({"model": {"type": "Unigram", "vocab": []}}, "<eos>", ShardError, "not BPE"),
         ({"added_tokens": None}, "<eos>", ShardError, "cannot be read"),

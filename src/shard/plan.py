@@ -117,7 +117,9 @@ def _active_rows(result: dict[str, Any]) -> dict[str, str]:
     if active == result["parameters"]:
         return {}
     line = format_count(result["active_chinchilla_tokens"])
-    return {"active": f"{active:,} for each token; {tokens / active:.4g} tokens for each (its 20:1 line lies at {line})"}
+    return {
+        "active": f"{active:,} for each token; {tokens / active:.4g} tokens for each (its 20:1 line lies at {line})"
+    }
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:

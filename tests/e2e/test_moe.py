@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from shard.training.metrics import read_jsonl
 from moe_run import Outcome, run_mixture
+
+from shard.report.history import read_run
+from shard.training.metrics import read_jsonl
 
 MODEL = (
     "model={vocab_size = 300, hidden_size = 32, num_layers = 2, num_heads = 2, head_dim = 16, intermediate_size = 48, "
@@ -15,7 +16,12 @@ MODEL = (
 SETS = [
     *("tokenizer.sample_bytes=100kB", "pretrain.sequence_length=32", "pretrain.tokens_per_step=128"),
     *("anneal.sequence_length=32", "pretrain.warmup_steps=1", "pretrain.compile=off", "pretrain.micro_batch=2"),
-    *("pretrain.precision=fp32", "pretrain.evaluate_every=4", "pretrain.evaluate_bytes=1kB", "pretrain.sentinel_every=4"),
+    *(
+        "pretrain.precision=fp32",
+        "pretrain.evaluate_every=4",
+        "pretrain.evaluate_bytes=1kB",
+        "pretrain.sentinel_every=4",
+    ),
     *('pretrain.sample_prompts=["The "]', "pretrain.sample_every=100", "pretrain.keep_last=9", 'release.gguf=["f32"]'),
     "data.evaluation_sets=[]",
 ]
@@ -50,6 +56,15 @@ def test_what_the_routers_did_is_recorded(outcome: Outcome) -> None:
             assert sum(load) == pytest.approx(1, abs=1e-4)
             assert 0 < entropy <= 1.0987
             assert dead == load.count(0)
+
+
+def test_the_report_draws_what_the_routers_did(outcome: Outcome) -> None:
+    curves = read_run(outcome.folder).stages["pretrain"].every_step.values
+    loads = [line["experts"]["load"] for line in read_jsonl(outcome.folder / "pretrain" / "metrics.jsonl")]
+    flat = [[3 * load for layer in step for load in layer] for step in loads]
+    assert curves["expert_least_load"].tolist() == pytest.approx([min(step) for step in flat])
+    assert curves["expert_largest_load"].tolist() == pytest.approx([max(step) for step in flat])
+    assert (curves["expert_entropy"] > 0).all() and (curves["expert_dead"] >= 0).all()
 
 
 def test_the_sentinel_looks_at_each_expert(outcome: Outcome) -> None:

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from moe_run import run_mixture
 
 from shard.config import Config
 from shard.recipe import Recipe
 from shard.training.cost import count_parameters
-from moe_run import run_mixture
 
 STEPS = int(os.environ.get("SHARD_MOE_STEPS", "20"))
 NEW_TOKENS = int(os.environ.get("SHARD_MOE_NEW_TOKENS", "40"))
@@ -30,7 +30,7 @@ def test_trains_resumes_releases_and_generates(tmp_path: Path, text_folder: Path
     assert recipe.config.vocab_size == 262_144
     sources = [f'sources={{text = {{kind = "text", path = "{text_folder}"}}}}']
     mixes = ["pretrain.mix={text = 1.0}", "anneal.mix={text = 1.0}"]
-    outcome = run_mixture(tmp_path / "run", "shard-412m-moe", [*SETS, *sources, *mixes], STEPS, NEW_TOKENS)
+    outcome = run_mixture(tmp_path / "run", "shard-412m-moe", [*SETS, *sources, *mixes], STEPS, NEW_TOKENS, fresh=True)
     print(f"peak of memory: {outcome.peak_bytes / 2**30:.2f} GiB; {outcome.text!r}")
     assert outcome.peak_bytes < MOST_BYTES
     assert outcome.text.startswith("The capital of France is")

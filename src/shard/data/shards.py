@@ -4,8 +4,8 @@ A source's stream is its documents in order, each followed by the separator, so 
 documents. uint16 while the vocabulary fits, else uint32.
 """
 
-import json
 import hashlib
+import json
 import mmap
 import re
 from bisect import bisect_left, bisect_right
