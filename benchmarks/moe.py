@@ -64,12 +64,17 @@ def read_bytes(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return train, held
 
 
+def config_of(mixture: dict[str, Any] | None) -> Config:
+    """The dense model, or one whose two experts at work are together as wide as its feed-forward layer."""
+    return DENSE if mixture is None else replace(DENSE, intermediate_size=DENSE.intermediate_size // 2, moe=mixture)
+
+
 def train(
     mixture: dict[str, Any] | None, seed: int, steps: int, tokens: torch.Tensor, held: torch.Tensor
 ) -> dict[str, Any]:
-    """Train one model; its held-out bits per byte, and the worst mean load of its last tenth relative to an even one."""
+    """Train one model; its held-out bits per byte, and the worst mean load of its last tenth beside an even one."""
     torch.manual_seed(seed)
-    config = DENSE if mixture is None else replace(DENSE, intermediate_size=DENSE.intermediate_size // 2, moe=mixture)
+    config = config_of(mixture)
     model = ShardLM(config)
     settings = StageSettings(
         steps=steps, sequence_length=LENGTH, tokens_per_step=LENGTH * ROWS, mix={"code": 1.0}, warmup_steps=20,
@@ -127,9 +132,8 @@ def main() -> None:
         for name, mixture in VARIANTS.items():
             results[name].append(train(mixture, seed, arguments.steps, tokens, held))
             print(f"seed {seed}, {name}: {results[name][-1]}", flush=True)
-    print(
-        "\n| variant | parameters | at work | bits per byte (least to most) | against dense | largest deviation of a load |"
-    )
+    columns = "variant | parameters | at work | bits per byte (least to most) | against dense | largest deviation"
+    print(f"\n| {columns} |")
     print("| --- | --- | --- | --- | --- | --- |")
     dense = [one["bits_per_byte"] for one in results["dense"]]
     for name, mixture in VARIANTS.items():

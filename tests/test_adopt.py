@@ -74,7 +74,7 @@ def test_our_own_form_goes_through_tokie(tmp_path: Path) -> None:
         ({}, None, UsageError, "set tokenizer.separator"),
         ({}, "<image>", UsageError, "set tokenizer.separator"),
         (
-            {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "a+"}, "content": ""}},
             "<eos>",
             ShardError,
             "norm",
@@ -96,10 +96,10 @@ def test_what_cannot_be_kept_is_refused(
 
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a tokenizer.json, nor a folder"):
+    with pytest.raises(UsageError, match=r"neither a tokenizer.json, nor a folder"):
         find_tokenizer(str(tmp_path / "nothing"))
 
 
 def test_a_separator_belongs_to_an_adopted_tokenizer() -> None:
-    with pytest.raises(UsageError, match="tokenizer: separator: belongs to an adopted"):
+    with pytest.raises(UsageError, match=r"tokenizer: separator: belongs to an adopted"):
         Recipe.load("quickstart", ["tokenizer.separator=<eos>"])

@@ -95,8 +95,8 @@ def test_the_router_computes_in_fp32(tiny_config: Config) -> None:
     routing: list[Routing] = []
     model.hidden(torch.randint(0, 67, (2, 30)), routing=routing)
     assert len(routing) == tiny_config.num_layers
-    assert {(r.logits_NE.dtype, r.scores_NE.dtype) for r in routing} == {(torch.float32, torch.float32)}
-    assert all(int(r.load_E.sum()) == 2 * 30 * 2 for r in routing)
+    assert {(r.logits.dtype, r.scores.dtype) for r in routing} == {(torch.float32, torch.float32)}
+    assert all(int(r.load.sum()) == 2 * 30 * 2 for r in routing)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

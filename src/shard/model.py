@@ -180,11 +180,12 @@ class ExpertLinear(nn.Module):
 class Routing(NamedTuple):
     """What a router decided, for the losses and the bias that balance it."""
 
-    logits_NE: Tensor
-    """In fp32, with their gradient."""
-    scores_NE: Tensor
-    load_E: Tensor
-    """Choices that fell on each expert."""
+    logits: Tensor
+    """[N, E] in fp32, with their gradient."""
+    scores: Tensor
+    """[N, E]."""
+    load: Tensor
+    """[E]: choices that fell on each expert."""
 
 
 class MixtureOfExperts(nn.Module):
@@ -228,7 +229,7 @@ class MixtureOfExperts(nn.Module):
             routing.append(routed)
         order_R = chosen_NC.flatten().argsort(stable=True)  # rows of one expert side by side
         rows_RD = x_ND[order_R // self.top_k]
-        ends_E = routed.load_E.cumsum(0)
+        ends_E = routed.load.cumsum(0)
         hidden_RF = F.silu(self.gate(rows_RD, ends_E)) * self.up(rows_RD, ends_E)
         y_RD = self.down(hidden_RF, ends_E)[order_R.argsort()]
         y_NCD = y_RD.unflatten(0, (-1, self.top_k)) * weights_NC[..., None].to(y_RD.dtype)

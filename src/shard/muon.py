@@ -52,8 +52,8 @@ def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2-D weights, and for stacks [E, M, N] of them, each matrix of which is orthogonalised by itself; everything
-    else (embedding, norms) belongs to another optimizer.
+    """Muon for 2-D weights, and for stacks [E, M, N] of them, each matrix of which is orthogonalised by itself;
+    everything else (embedding, norms) belongs to another optimizer.
 
     `lr` is in units of the "original" scale. `weight_decay` is decoupled and scaled by lr; `cautious` applies it only
     where it does not oppose the update. `dtype` is what the Newton-Schulz products run in. The state of a parameter

@@ -11,7 +11,8 @@ from shard.training.metrics import read_jsonl
 
 MODEL = (
     "model={vocab_size = 300, hidden_size = 32, num_layers = 2, num_heads = 2, head_dim = 16, intermediate_size = 48, "
-    "max_sequence_length = 128, sliding_window = 8, moe = {num_experts = 3, top_k = 1, num_shared = 1, bias_rate = 0.01}}"
+    "max_sequence_length = 128, sliding_window = 8, "
+    "moe = {num_experts = 3, top_k = 1, num_shared = 1, bias_rate = 0.01}}"
 )
 SETS = [
     *("tokenizer.sample_bytes=100kB", "pretrain.sequence_length=32", "pretrain.tokens_per_step=128"),

@@ -95,7 +95,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def separator_of(tokenizer: Path) -> str:
-    """The token between documents: what the recipe of the tokenizer's run, bundle or folder says, else <|endoftext|>."""
+    """The token between documents: what the recipe beside the tokenizer says, else <|endoftext|>."""
     for folder in (tokenizer.parent.parent, tokenizer.parent):
         path = folder / "recipe.toml"
         if path.is_file() and path.stat().st_size < MAX_TOKENIZER_BYTES:

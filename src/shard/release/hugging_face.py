@@ -6,8 +6,9 @@ The architectures are the same (see model.py), so the export renames weights and
     model.safetensors       the weights, renamed          tokenizer_config.json   bos, eos and pad are the separator
     generation_config.json  greedy, stops at the separator
 
-It is written without transformers. What that architecture cannot say is refused, never approximated. A mixture of experts
-is no stock architecture: its folder has modeling_shard_moe.py too, which transformers runs only with trust_remote_code.
+It is written without transformers. What that architecture cannot say is refused, never approximated. A mixture of
+experts is no stock architecture: its folder has modeling_shard_moe.py too, which transformers runs only with
+trust_remote_code.
 """
 
 import re

@@ -7,6 +7,8 @@ A release has this file beside its weights; transformers runs it where `trust_re
 The experts with the largest score + bias are chosen; the router computes in fp32.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +20,7 @@ class ShardMoeConfig(VaultGemmaConfig):
     """The shape of a VaultGemma, and `moe`: num_experts, top_k, num_shared and score."""
 
     model_type = "shard_moe"
-    base_model_tp_plan = {}
+    base_model_tp_plan: ClassVar[dict] = {}
 
     moe: dict | None = None
 

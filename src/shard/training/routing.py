@@ -23,8 +23,8 @@ from shard.training.loss import Loss
 def add_router_losses(
     loss: Loss, routing: list[Routing], mixture: Mixture, scale: float | Tensor
 ) -> tuple[Loss, Tensor]:
-    """The loss with those of the router in its total, and what is to be recorded, as sums over tokens [L, S]: the loads,
-    and the entropy of the scores in nats. `scale` is that of the loss.
+    """The loss with those of the router in its total, and what is to be recorded, as sums over tokens [L, S]: the
+    loads, and the entropy of the scores in nats. `scale` is that of the loss.
     """
     total, rows = loss.total, []
     for logits_NE, scores_NE, load_E in routing:
@@ -54,8 +54,8 @@ def balance(model: ShardLM, routed_LS: Tensor, skip: Tensor) -> None:
 
 
 def describe_routing(sums: list[float], config: Config, num_tokens: int) -> dict[str, Any]:
-    """For metrics.jsonl, by layer: the share of each expert in the load, the mean entropy of the scores in nats, and how
-    many experts had no token of the step. `sums` are [L, S] of `num_tokens` tokens, in one line.
+    """For metrics.jsonl, by layer: the share of each expert in the load, the mean entropy of the scores in nats, and
+    how many experts had no token of the step. `sums` are [L, S] of `num_tokens` tokens, in one line.
     """
     mixture = cast(Mixture, config.mixture)
     width = mixture.num_experts + 1

@@ -47,8 +47,8 @@ class Spectrum:
 
 @torch.no_grad()
 def inspect_spectra(optimizer: Optimizer) -> list[Spectrum]:
-    """The spectrum of each Muon weight (of a stack each expert's) and of its momentum, in fp32 on the CPU. A zero matrix (a weight before its
-    first step) has no rank to lose and is not flagged.
+    """The spectrum of each Muon weight and of its momentum (of a stack each expert's), in fp32 on the CPU. A zero
+    matrix (a weight before its first step) has no rank to lose and is not flagged.
     """
     threshold = RESTORABLE[optimizer.settings.muon_method]
     spectra = []
