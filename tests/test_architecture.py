@@ -14,10 +14,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"config", "model", "tokenizer", "muon"},
     {"units", "files", "errors", "console", "environment", "settings", "provenance", "lock", "signals"},
-    {"data", "training", "inference", "evaluation", "report"},
+    {"data", "training", "inference", "evaluation", "report", "distillation"},
     {"recipe"},
     {"run"},
-    {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "data_report", "adopt"},
+    {"release", "status", "plan", "epochs", "verify", "fork", "resources", "train", "teach", "data_report", "adopt"},
     {"stages"},
     {"cli"},
     {"__main__"},
@@ -34,6 +34,7 @@ ALLOWED = {
     "inference": {"inference", "training"},
     "evaluation": {"evaluation", "data", "inference", "training"},
     "report": {"report", "training"},
+    "distillation": {"distillation", "training", "data"},
 }
 """Within the third layer: which of its packages each may import."""
 

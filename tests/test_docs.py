@@ -23,9 +23,11 @@ from shard.data.settings import (
     HubSource,
     InstalledSource,
     Source,
+    TeacherSource,
     TextSource,
     TokenizerSettings,
 )
+from shard.distillation.settings import DistillationSettings
 from shard.evaluation.settings import EvaluateSettings
 from shard.recipe import NOT_INHERITED, Recipe
 from shard.release.settings import ReleaseSettings
@@ -46,6 +48,8 @@ TABLES: dict[str, type] = {
     'kind = "generated"': GeneratedSource,
     'kind = "text"': TextSource,
     'kind = "hub"': HubSource,
+    'kind = "teacher"': TeacherSource,
+    "[distillation]": DistillationSettings,
     "[pretrain] and [anneal]": StageSettings,
     "[evaluate]": EvaluateSettings,
     "[release]": ReleaseSettings,
@@ -149,8 +153,8 @@ def test_every_documented_key_exists(heading: str) -> None:
 
 def test_every_table_of_a_recipe_has_its_section() -> None:
     """A table or a kind of source that is added to the code has to be added here, and to the page."""
-    used = {field.annotation for field in Recipe.model_fields.values() if isinstance(field.annotation, type)}
-    used = {table for table in used if issubclass(table, BaseModel)}
+    kinds_of_keys = [(field.annotation, *get_args(field.annotation)) for field in Recipe.model_fields.values()]
+    used = {kind for kinds in kinds_of_keys for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)}
     kinds = set(get_args(get_args(AnySource)[0]))
     inner = {table for kind in kinds for table in tables_in(kind)}
     assert set(TABLES.values()) == used | kinds | inner | {Recipe, Config, Source}

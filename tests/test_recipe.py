@@ -1,6 +1,7 @@
 """A recipe is read, resolved and written back; whatever is wrong in it is said in one line, before any work."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def test_shard_40m_v1_is_the_reference_of_the_design() -> None:
     for stage in (pretrain, anneal):
         assert stage.muon_method in ("polar_express", "quintic")
         assert stage.sentinel_every <= 1000, "the sentinel is part of the reference"
+
+
+def test_the_optional_code_of_shard_40m_v1_is_there_for_the_taking_of_a_hash(tmp_path: Path) -> None:
+    text = (files("shard") / "recipes" / "shard-40m-v1.toml").read_text()
+    marked = [line for line in text.splitlines() if re.match(r"#[\[a-z]", line)]
+    assert len(marked) > 3
+    for line in marked:
+        text = text.replace(f"{line}\n", f"{line[1:]}\n")
+    path = tmp_path / "shard-40m-v1.toml"
+    path.write_text(text)
+    recipe, plain = Recipe.load(str(path)), Recipe.load("shard-40m-v1")
+    code = recipe.sources["code"]
+    assert code.kind == "hub" and code.license and code.max_bytes and code.max_epochs
+    assert set(recipe.sources) == {*plain.sources, "code"} == set(recipe.anneal.mix)
 
 
 # What [anneal] takes over from [pretrain].

@@ -234,6 +234,7 @@ def evaluate(
 
 
 _stage_verb("bench", "Time inference on this device.")
+_stage_verb("teach", "Keep what the teacher says of every token, before pretraining.")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 
 from shard.console import Reporter
 from shard.data import documents
+from shard.distillation import cache
 from shard.errors import UsageError
 from shard.files import copy_file, link_or_copy, read_json, sync_folder, write_json
 from shard.provenance import describe_difference, differences, flatten
@@ -73,9 +74,10 @@ def _keep(old: Run, new: Run, reporter: Reporter) -> None:
     same_data = _data_of(old.recipe) == _data_of(new.recipe)
     if same_data:
         for name in old.recipe.sources:
-            for folder in (Path(name), Path(name, documents.DOCUMENTS)):
+            for folder in (Path(name), Path(name, documents.DOCUMENTS), Path(name, cache.TARGETS)):
                 _link(old.data / folder, new.data / folder, _data_files(old.data / folder))
         _copy_entry(old, new, "data")
+        _copy_entry(old, new, "teach")
     elif _entry(old, "data"):
         reporter.warn(
             "the data is made anew, since its sources or settings changed: pretraining may have seen what is held out"

@@ -7,6 +7,7 @@ from typing import Any
 
 from shard.data.price import price
 from shard.data.shards import token_dtype
+from shard.distillation.cache import predict_bytes
 from shard.epochs import MANY_EPOCHS, count_epochs
 from shard.recipe import Recipe
 from shard.resources import most_checkpoints
@@ -53,6 +54,8 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
         its_sources = priced["data"]["sources"]
         epochs = count_epochs(recipe, {name: source["tokens"] for name, source in its_sources.items()})
         priced["data"]["sources"] = {name: one | {"epochs": epochs[name]} for name, one in its_sources.items()}
+    if recipe.distillation is not None and recipe.distillation.is_cached:
+        priced["targets"] = _predict_targets(recipe, priced)
     kept = most_checkpoints(recipe.pretrain) + most_checkpoints(recipe.anneal)
     return {
         "recipe": recipe.name,
@@ -72,6 +75,20 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
         },
         "device": device_name(device),
     }
+
+
+def _predict_targets(recipe: Recipe, priced: dict[str, Any]) -> dict[str, Any]:
+    """Disk of a teacher's targets: of every token of the sources, where these were looked at, else of as many as
+    pretraining reads.
+    """
+    assert recipe.distillation is not None
+    names = [name for name, weight in recipe.pretrain.mix.items() if weight > 0]
+    if "data" in priced:
+        tokens = sum(priced["data"]["sources"][name]["tokens"] for name in names)
+    else:
+        tokens = recipe.pretrain.steps * recipe.pretrain.tokens_per_step
+    about, most = predict_bytes(recipe.distillation, tokens, recipe.config.vocab_size)
+    return {"tokens": tokens, "bytes": round(about), "most_bytes": round(most), "are_counted": "data" in priced}
 
 
 def describe_plan(result: dict[str, Any]) -> list[str]:
@@ -100,6 +117,13 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
             f"{format_size(data['download_bytes'])} to download, {format_size(data['disk_bytes'])} on disk, "
             f"{format_duration(data['seconds'])} of work at {format_size(data['bytes_per_second'])} a second "
             f"({data['workers']} processes, measured for a moment)"
+        )
+    if "targets" in result:
+        targets = result["targets"]
+        rows["teach"] = (
+            f"about {format_size(targets['bytes'])} of targets on disk, at most {format_size(targets['most_bytes'])}, "
+            f"for {format_count(targets['tokens'])} tokens of "
+            + ("the sources" if targets["are_counted"] else "pretrain (a teacher is asked about all of its sources)")
         )
     lines = [f"{name:<11} {text}" for name, text in rows.items()]
     for name, source in result.get("data", {}).get("sources", {}).items():

@@ -11,12 +11,13 @@ import tomllib
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from shard.config import LARGEST, Config
-from shard.data.settings import AnySource, DataSettings, Table, TextSource, TokenizerSettings
+from shard.data.settings import AnySource, DataSettings, Table, TeacherSource, TextSource, TokenizerSettings
+from shard.distillation.settings import DistillationSettings
 from shard.errors import UsageError
 from shard.evaluation.settings import EvaluateSettings
 from shard.release.settings import ReleaseSettings
@@ -38,6 +39,7 @@ class Recipe(Table):
     sources: Annotated[dict[str, AnySource], Field(min_length=1)]
     pretrain: StageSettings
     anneal: StageSettings
+    distillation: DistillationSettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
     release: ReleaseSettings = ReleaseSettings()
 
@@ -64,6 +66,11 @@ class Recipe(Table):
                 raise ValueError(f"sources.{name}: a name is made of letters, digits, - and _, since it names a folder")
         for table in ("pretrain", "anneal"):
             self._check_stage(table, getattr(self, table), config)
+        if self.distillation is not None and self.distillation.width > config.vocab_size:
+            raise ValueError(
+                f"distillation.{self.distillation.width_key}: {self.distillation.width} is beyond model.vocab_size = "
+                f"{config.vocab_size}"
+            )
         return self
 
     def _check_stage(self, table: str, stage: StageSettings, config: Config) -> None:
@@ -113,13 +120,19 @@ class Recipe(Table):
 
     def _with_absolute_paths(self, folder: Path) -> Self:
         """A path in a recipe file is relative to that file; the run folder must not depend on where it was read."""
-        sources = {
-            name: source.model_copy(update={"path": str((folder / Path(source.path).expanduser()).absolute())})
-            if isinstance(source, TextSource)
-            else source
-            for name, source in self.sources.items()
-        }
-        return self.model_copy(update={"sources": sources})
+        sources = dict(self.sources)
+        for name, source in self.sources.items():
+            if isinstance(source, TextSource):
+                path = str((folder / Path(source.path).expanduser()).absolute())
+                sources[name] = source.model_copy(update={"path": path})
+            elif isinstance(source, TeacherSource) and source.prompts_file is not None:
+                path = str((folder / Path(source.prompts_file).expanduser()).absolute())
+                sources[name] = source.model_copy(update={"prompts_file": path})
+        changes: dict[str, Any] = {"sources": sources}
+        if self.distillation is not None:
+            teacher = str((folder / Path(self.distillation.teacher).expanduser()).absolute())
+            changes["distillation"] = self.distillation.model_copy(update={"teacher": teacher})
+        return self.model_copy(update=changes)
 
     def to_toml(self) -> str:
         """The resolved recipe, complete, as TOML that `load` reads back to an equal one."""
@@ -197,8 +210,8 @@ def _fields_at(location: tuple[str | int, ...]) -> set[str]:
         found: list[type[BaseModel]] = []
         for table in tables:
             field = table.model_fields.get(str(part))
-            if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                found.append(field.annotation)
+            kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+            found += [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not found and location[0] == "sources" and len(location) > 2:
             kinds = AnySource.__origin__.__args__  # type: ignore[attr-defined]
             found = [kind for kind in kinds if kind.model_fields["kind"].annotation.__args__[0] == location[2]]

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shard.console import Reporter
-from shard.data import documents
+from shard.data import documents, shards
 from shard.data.inventory import Inventory
 from shard.data.price import disk_in_all, price_source
-from shard.data.settings import AnySource, HubSource, TextSource
+from shard.data.settings import AnySource, HubSource, TeacherSource, TextSource
 from shard.data.shards import token_dtype
+from shard.data.teacher_text import likely_answer_bytes
+from shard.distillation import cache
 from shard.errors import ShardError
 from shard.run import Run
 from shard.training.settings import StageSettings
@@ -84,12 +86,18 @@ def disk_needed(run: Run, stage: str) -> float:
             text = sum(documents.read_ledger(folder)["bytes"]["train"] for folder in ledgers)
             # Twice: by unit, and in shards.
             return 2 * text / LEAST_BYTES_PER_TOKEN * int(token_dtype(recipe.config.vocab_size)[-1])
+        case "teach":
+            assert recipe.distillation is not None
+            tokens = sum(shards.read_token_ledger(run.data / name)["tokens"] for name in run.taught())
+            there = [path for name in run.taught() for path in (run.data / name / cache.TARGETS).glob("*.safetensors")]
+            most = cache.predict_bytes(recipe.distillation, tokens, recipe.config.vocab_size)[1]
+            return max(0.0, most - sum(path.stat().st_size for path in there))
         case "pretrain" | "anneal":
             from shard.training.checkpoint import list_steps
 
-            there = len(list_steps(run.folder / stage / "checkpoints"))
+            saved = len(list_steps(run.folder / stage / "checkpoints"))
             # One is written before an old one goes.
-            return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - there)
+            return checkpoint_bytes(recipe.config) * max(1, most_checkpoints(getattr(recipe, stage)) + 1 - saved)
         case "release":
             count = count_parameters(recipe.config)
             # The table stands twice in a file of the architecture llama.
@@ -128,6 +136,8 @@ def _source_bytes(source: AnySource) -> int:
     """Text of a source, as far as it is known before it is read; of one on the hub, see `check_room_for_data`."""
     if isinstance(source, HubSource):
         return 0
+    if isinstance(source, TeacherSource):
+        return likely_answer_bytes(source)
     if not isinstance(source, TextSource):
         return source.max_bytes or 0
     path = Path(source.path)

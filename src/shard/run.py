@@ -16,8 +16,10 @@ from typing import Any, Self
 
 from shard.data import documents, shards
 from shard.data.adapters import format_of, pattern_of
-from shard.data.settings import HubSource, TextSource
+from shard.data.settings import HubSource, TeacherSource, TextSource
+from shard.data.teacher_text import read_prompts
 from shard.data.workers import Workers
+from shard.distillation import cache
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, remove_leftovers, sha256_of, sync_folder, temporary_path, write_json, write_text
 from shard.lock import LOCK_FILE, RunLock
@@ -25,6 +27,7 @@ from shard.provenance import describe_difference, fingerprint, flatten
 from shard.recipe import Recipe
 
 STAGES = ("tokenizer", "data", "pretrain", "anneal", "evaluate", "bench", "release")
+"""Of every recipe; `stages_of` adds "teach" where the targets of a teacher are cached."""
 
 RECIPE = "recipe.toml"
 
@@ -33,13 +36,27 @@ _BEGUN = {LOCK_FILE, temporary_path(Path(RECIPE)).name}
 
 # Keys of a training stage that change no bit of its result: what is kept, and what is looked at.
 _WITHOUT_EFFECT = {"keep_last", "keep_every", "sample_every", "sample_prompts", "sentinel_every"}
+# The same of [distillation]; what the teacher is, its hash says.
+_TEACHER_WITHOUT_EFFECT = {"teacher", "gguf_file", "licence", "unit_tokens"}
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that a run of this recipe has, in order."""
+    first = STAGES.index("pretrain")
+    teaches = recipe.distillation is not None and recipe.distillation.is_cached
+    return (*STAGES[:first], "teach", *STAGES[first:]) if teaches else STAGES
 
 
 def training_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """What of a recipe decides the result of pretrain or anneal, beside the tokenizer and the data."""
     table = getattr(recipe, stage).model_dump(mode="json")
+    teacher: dict[str, Any] = {}
+    if recipe.distillation is not None and stage == "pretrain":
+        keys = recipe.distillation.model_dump(mode="json")
+        teacher["distillation"] = {key: value for key, value in keys.items() if key not in _TEACHER_WITHOUT_EFFECT}
     return flatten(
         {
+            **teacher,
             "seed": recipe.seed,
             "model": recipe.config.to_dict(),
             stage: {key: value for key, value in table.items() if key not in _WITHOUT_EFFECT},
@@ -220,8 +237,11 @@ class Run:
             case "data":
                 settings = flatten({"data": tables["data"], "model.vocab_size": r.config.vocab_size})
                 return settings | self._document_hashes() | self._tokenizer_hash()
+            case "teach":
+                return self._target_identity() | self._tokenizer_hash() | self._token_hashes("pretrain")
             case "pretrain" | "anneal":
-                return training_settings(r, stage) | self._tokenizer_hash() | self._token_hashes(stage)
+                data = self._tokenizer_hash() | self._token_hashes(stage)
+                return training_settings(r, stage) | data | (self._teacher_hashes() if stage == "pretrain" else {})
             case _:
                 from shard.training.checkpoint import newest_checkpoint
 
@@ -251,6 +271,37 @@ class Run:
                 hashes[f"data.{name} (sha256)"] = fingerprint([shard["sha256"] for shard in ledger["shards"]])
         return hashes
 
+    # The teacher.
+
+    def teacher_sha256(self) -> str:
+        """Of the teacher's files; where they are gone, what the manifest keeps of them."""
+        from shard.distillation.folder import teacher_sha256
+
+        assert self.recipe.distillation is not None
+        try:
+            return teacher_sha256(self.recipe.distillation)
+        except ShardError:
+            if known := self.manifest.get("teacher", {}).get("sha256"):
+                return str(known)
+            raise
+
+    def taught(self) -> list[str]:
+        """The sources whose tokens pretraining reads, and a teacher is asked about."""
+        return [name for name, weight in self.recipe.pretrain.mix.items() if weight > 0]
+
+    def _target_identity(self) -> dict[str, Any]:
+        r = self.recipe
+        assert r.distillation is not None
+        return cache.target_identity(r.distillation, self.teacher_sha256(), r.pretrain.sequence_length, r.seed)
+
+    def _teacher_hashes(self) -> dict[str, Any]:
+        """What decides the teacher's part of pretraining, beside the settings."""
+        if self.recipe.distillation is None:
+            return {}
+        if not self.recipe.distillation.is_cached:
+            return {"teacher (sha256)": self.teacher_sha256()}
+        return {f"targets.{name} (sha256)": cache.targets_hash(self.data / name) for name in self.taught()}
+
     def is_done(self, stage: str) -> bool:
         """Whether a stage is finished with the inputs that it would have now, and its result is still there."""
         entry = self.manifest["stages"].get(stage, {})
@@ -271,6 +322,8 @@ class Run:
                 return [self.tokenizer_path, *filter(Path.is_file, beside)]
             case "data":
                 return [self.data / name / shards.LEDGER for name in self.recipe.sources]
+            case "teach":
+                return [self.data / name / cache.LEDGER for name in self.taught()]
             case "pretrain" | "anneal":
                 checkpoints = sorted((self.folder / stage / "checkpoints").glob("step-*"))
                 return [checkpoints[-1] / "manifest.json"] if checkpoints else []
@@ -286,6 +339,9 @@ class Run:
         if stage == "data":
             for name in self.recipe.sources:
                 shards.TokenStream.open(self.data / name)
+        if stage == "teach":
+            for name in self.taught():
+                cache.TargetStream(self.data / name).check_files()
         outputs = self.outputs(stage)
         return bool(outputs) and all(path.is_file() for path in outputs)
 
@@ -323,3 +379,5 @@ def _check_sources(recipe: Recipe) -> None:
             format_of(source)
         if isinstance(source, HubSource):
             pattern_of(source)
+        if isinstance(source, TeacherSource):
+            read_prompts(source)

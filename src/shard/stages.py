@@ -15,7 +15,7 @@ from shard.epochs import run_epochs, too_many, wanted_tokens
 from shard.errors import ShardError, UsageError
 from shard.files import read_json, write_json
 from shard.resources import check_disk, check_room_for_data
-from shard.run import STAGES, Run
+from shard.run import Run, stages_of
 from shard.train import separator_id, train
 from shard.units import format_count, format_size
 
@@ -28,14 +28,17 @@ CARD_SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.7, "top_p": 
 def run_all(run: Run, reporter: Reporter, deadline: float | None = None) -> Result:
     """Every stage in turn; what is done already is skipped. Past the `deadline` (time.monotonic()) none begins."""
     results: Result = {}
-    for stage in STAGES:
+    if not run.is_done("pretrain"):
+        _warn_of_licences(run, reporter)
+    for stage in stages_of(run.recipe):
         if deadline is not None and time.monotonic() >= deadline and not run.is_done(stage):
             reporter.line(f"paused before {stage}; the same command goes on from there")
             return {"status": "paused", "run": str(run.folder), "stages": results}
         if stage == "pretrain" and (step := _annealed_early(run)):
             reporter.line(f"pretrain: left at step {step}, from which the anneal began")
-        elif stage in ("pretrain", "anneal"):
-            results[stage] = {"pretrain": pretrain, "anneal": anneal}[stage](run, reporter, None, deadline)
+        elif stage in ("teach", "pretrain", "anneal"):
+            functions: dict[str, Callable[..., Result]] = {"teach": teach, "pretrain": pretrain, "anneal": anneal}
+            results[stage] = functions[stage](run, reporter, deadline=deadline)
             if results[stage].get("status") == "paused":
                 return {"status": "paused", "run": str(run.folder), "stages": results}
         else:
@@ -109,7 +112,7 @@ def data(run: Run, reporter: Reporter) -> Result:
             r.config.vocab_size,
             separator_id(run),
             r.data.shard_bytes,
-            {name: source.max_tokens for name, source in r.sources.items()},
+            {name: source.shard_tokens for name, source in r.sources.items()},
             run.workers,
             lambda text: reporter.progress(f"data: {text}"),
         )
@@ -145,6 +148,22 @@ def describe_data(run: Run, reporter: Reporter) -> Result:
     return stats
 
 
+def teach(run: Run, reporter: Reporter, deadline: float | None = None) -> Result:
+    """Keep what a teacher says of every token, where the recipe wants that before pretraining."""
+    from shard.teach import teach as write_targets
+
+    if "teach" not in stages_of(run.recipe):
+        raise UsageError(
+            f'{run.recipe.name} caches no targets of a teacher: write a table [distillation] with targets = "cached"'
+        )
+    if run.is_done("teach"):
+        return _skipped(reporter, "teach", run.manifest["stages"]["teach"].get("result", {}))
+    _require(run, reporter, "data")
+    check_disk(run, "teach")
+    with run.stage("teach"):
+        return write_targets(run, reporter, deadline)
+
+
 def pretrain(run: Run, reporter: Reporter, until: int | None = None, deadline: float | None = None) -> Result:
     """Train from nothing, to the end, to step `until` or to a deadline (time.monotonic())."""
     if until is not None and not 1 <= until <= run.recipe.pretrain.steps:
@@ -152,6 +171,10 @@ def pretrain(run: Run, reporter: Reporter, until: int | None = None, deadline: f
     if run.is_done("pretrain"):
         return _skipped(reporter, "pretrain", run.manifest["stages"]["pretrain"].get("result", {}))
     _require(run, reporter, "data")
+    if "teach" in stages_of(run.recipe) and not run.is_done("teach"):
+        taught = teach(run, reporter, deadline)
+        if taught.get("status") == "paused":
+            return taught
     return train(run, reporter, "pretrain", until, start=None, deadline=deadline)
 
 
@@ -261,7 +284,9 @@ def bench(run: Run, reporter: Reporter) -> Result:
 def release(run: Run, reporter: Reporter) -> Result:
     """Write the release bundle, with a card filled from the run's own files."""
     from shard.release.bundle import write_bundle
+    from shard.release.teachers import check_teacher_licences
 
+    check_teacher_licences(run.recipe)
     _require(run, reporter, "evaluate")
     _require(run, reporter, "bench")
     if run.is_done("release") and (run.folder / "release" / "SHA256SUMS").is_file():
@@ -278,6 +303,7 @@ def release(run: Run, reporter: Reporter) -> Result:
 FUNCTIONS: dict[str, Callable[[Run, Reporter], Result]] = {
     "tokenizer": tokenizer,
     "data": data,
+    "teach": teach,
     "pretrain": pretrain,
     "anneal": anneal,
     "evaluate": evaluate,
@@ -293,6 +319,16 @@ def _annealed_early(run: Run) -> int | None:
         return None
     step: int = stages["anneal"]["from_step"]
     return step
+
+
+def _warn_of_licences(run: Run, reporter: Reporter) -> None:
+    """What would stop the release is said before the days of training."""
+    from shard.release.teachers import check_teacher_licences
+
+    try:
+        check_teacher_licences(run.recipe)
+    except ShardError as error:
+        reporter.warn(f"the release will be refused: {error}")
 
 
 def _require(run: Run, reporter: Reporter, stage: str) -> None:

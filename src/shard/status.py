@@ -5,7 +5,7 @@ from typing import Any
 
 from shard.files import read_json
 from shard.recipe import Recipe
-from shard.run import STAGES
+from shard.run import stages_of
 from shard.training.metrics import read_jsonl
 from shard.units import format_duration
 
@@ -22,8 +22,8 @@ def run_status(folder: Path) -> dict[str, Any]:
     recipe = Recipe.load(str(folder / "recipe.toml"))
     manifest_path = folder / "manifest.json"
     stages = read_json(manifest_path, "restore it")["stages"] if manifest_path.is_file() else {}
-    states = {stage: stages.get(stage, {}).get("status", "not started") for stage in STAGES}
-    current = next((stage for stage in STAGES if states[stage] not in ("done", "imported")), "release")
+    states = {stage: stages.get(stage, {}).get("status", "not started") for stage in stages_of(recipe)}
+    current = next((stage for stage in states if states[stage] not in ("done", "imported")), "release")
     status: dict[str, Any] = {"run": str(folder), "stage": current, "status": states[current], "stages": states}
     for stage in ("anneal", "pretrain"):
         if lines := read_jsonl(folder / stage / "metrics.jsonl"):

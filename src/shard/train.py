@@ -11,6 +11,7 @@ from shard.files import read_json
 from shard.provenance import flatten
 from shard.resources import check_disk, check_memory
 from shard.run import Run
+from shard.teach import teacher_of
 
 if TYPE_CHECKING:
     from shard.model import ShardLM
@@ -60,6 +61,7 @@ def train(
         seed=r.seed * 2 + (name == "anneal"),
         vocab_size=r.config.vocab_size,
     )
+    teacher = teacher_of(run, loader, device) if name == "pretrain" else None
     check_memory(run, device)
     check_disk(run, name)
     check_epochs(run)
@@ -108,6 +110,7 @@ def train(
         save_decisions=lambda changed: save_decisions(name, device, run.decisions_path, changed),
         device=device,
         environment={key: surroundings[key] for key in ("device", "threads", "versions")},
+        teacher=teacher,
         start=start,
         sinks=Sinks.named(run.track, origin, reporter.warn),
         pinned=frozenset() if branch is None else frozenset({branch}),

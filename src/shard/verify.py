@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shard.data import documents, shards
+from shard.data import documents, shards, teacher_text
 from shard.data.inventory import LISTING
 from shard.data.units import RAW
+from shard.distillation import cache
 from shard.errors import ShardError
 from shard.files import read_json, sha256_of
 from shard.recipe import Recipe
@@ -191,7 +192,9 @@ def _check_run(check: _Check, run: Path) -> None:
     _check_recipe(check, run, manifest)
     stages = manifest.get("stages", {})
     entries = {
-        stage: stages[stage] for stage in STAGES if isinstance(stages, dict) and isinstance(stages.get(stage), dict)
+        stage: stages[stage]
+        for stage in (*STAGES, "teach")
+        if isinstance(stages, dict) and isinstance(stages.get(stage), dict)
     }
     finished = [stage for stage, entry in entries.items() if entry.get("status") in ("done", "imported")]
     for stage in finished:
@@ -235,11 +238,16 @@ def _check_data(check: _Check, data: Path, is_finished: bool = True) -> None:
 def _check_source(check: _Check, folder: Path, is_finished: bool = True) -> None:
     """The text and the shards of one source. While it is made, what has no ledger yet is no damage."""
     known = [documents.LEDGER, documents.HELDOUT, shards.LEDGER, documents.DOCUMENTS, LISTING, RAW]
+    known += [teacher_text.LEDGER, teacher_text.ANSWERS]
+    if (folder / teacher_text.LEDGER).exists() and (table := check.table(folder / teacher_text.LEDGER)) is not None:
+        check.hash(folder / teacher_text.ANSWERS, table.get("sha256"), teacher_text.LEDGER)
     if is_finished or (folder / documents.LEDGER).exists():
         _check_documents(check, folder)
     _check_downloads(check, folder)
     if is_finished or (folder / shards.LEDGER).exists():
         _check_shards(check, folder, known)
+    if (folder / cache.TARGETS).is_dir():
+        _check_targets(check, folder, known)
     if is_finished:
         check.no_others(folder, known)
 
@@ -292,6 +300,23 @@ def _check_shards(check: _Check, folder: Path, known: list[str]) -> None:
         known.append(shard["file"])
         check.hash(folder / shard["file"], shard["sha256"], shards.LEDGER)
     return None
+
+
+def _check_targets(check: _Check, folder: Path, known: list[str]) -> None:
+    """A teacher's targets: each unit by the ledger of all, or while they are made by the ledger of its own."""
+    known += [cache.TARGETS, cache.LEDGER]
+    targets = folder / cache.TARGETS
+    if not (folder / cache.LEDGER).exists():
+        return None
+    try:
+        ledger = cache.read_ledger(folder)
+    except (ShardError, RecursionError) as error:
+        return check.problem(folder / cache.LEDGER, str(error).removeprefix(f"{folder / cache.LEDGER} "))
+    for unit in ledger["units"]:
+        check.hash(targets / unit["file"], unit["sha256"], cache.LEDGER)
+        check.table((targets / unit["file"]).with_suffix(".json"))
+    names = [Path(unit["file"]).stem for unit in ledger["units"]]
+    return check.no_others(targets, {f"{name}.{end}" for name in names for end in ("safetensors", "json")})
 
 
 def _check_training(check: _Check, folder: Path, entry: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def disturb_and_compare(
 def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(
     reference: Life, tmp_path: Path, rng: random.Random
 ) -> None:
-    disturb_and_compare(reference, tmp_path, rng, [(signal.SIGKILL,)] * 5, lambda *_: None)
+    disturb_and_compare(reference, tmp_path, rng, [(signal.SIGKILL,)] * 3, lambda *_: None)
 
 
 def assert_readable(life: Life, signals: tuple[int, ...], code: int) -> None:

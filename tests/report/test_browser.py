@@ -291,6 +291,13 @@ def test_two_runs_lie_over_one_another(overlay: Path, open_page: Open) -> None:
         screenshot(page, f"two-{width}")
 
 
+def test_each_result_of_a_task_has_a_row(report: Path, open_page: Open) -> None:
+    rows = open_page(report).locator("#evaluation tr").all_inner_texts()
+    assert "arc_easy_cloze\tnot measured: files not at hand\t\t\t\t" in rows
+    assert "arithmetic\texact match\t0.125\t0.0625\t0.01\t28" in rows
+    assert "\tof 1 digit\t0.125\t0.0625\t0.01\t28" in rows
+
+
 def test_a_window_that_changes_its_width_is_drawn_anew(report: Path, open_page: Open) -> None:
     page = open_page(report)
     wide = frame(page, "loss")["width"]

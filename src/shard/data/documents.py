@@ -111,7 +111,7 @@ def collect_documents(
     """
     for name in sources:
         (folder / name / LEDGER).unlink(missing_ok=True)
-    inventory = Inventory.take(sources, settings, seed, folder, mirror)
+    inventory = Inventory.take(sources, settings, seed, folder, mirror, progress)
     before(inventory)
     parts = _prepare(sources, inventory.units, workers or Workers(), progress)
     ledgers = {name: _add_up(source, parts[name], inventory) for name, source in sources.items()}

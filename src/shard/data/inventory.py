@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,16 @@ from typing import Any
 from shard.data.adapters import pattern_of
 from shard.data.hub import Listing, RemoteFile, fetch, list_files
 from shard.data.installed import package_versions
-from shard.data.settings import AnySource, DataSettings, HubSource, InstalledSource, Source, TextSource
+from shard.data.settings import (
+    AnySource,
+    DataSettings,
+    HubSource,
+    InstalledSource,
+    Source,
+    TeacherSource,
+    TextSource,
+)
+from shard.data.teacher_text import ask_teacher
 from shard.data.text_files import find_text_files, name_of
 from shard.data.units import Unit
 from shard.errors import ShardError
@@ -38,9 +47,17 @@ class Inventory:
 
     @classmethod
     def take(
-        cls, sources: Mapping[str, AnySource], settings: DataSettings, seed: int, folder: Path, mirror: Path | None
+        cls,
+        sources: Mapping[str, AnySource],
+        settings: DataSettings,
+        seed: int,
+        folder: Path,
+        mirror: Path | None,
+        progress: Callable[[str], object] = lambda text: None,
     ) -> "Inventory":
-        """Look at every source. The first look at a repository pins its revision and files for the life of the run."""
+        """Look at every source. The first look at a repository pins its revision and files for the life of the run; a
+        teacher is asked for its documents.
+        """
         inventory = cls()
         is_online = mirror is not None or any(isinstance(source, HubSource) for source in sources.values())
         sets = _evaluation_files(settings, folder.parent / "evaluation-sets", mirror, is_online)
@@ -63,11 +80,16 @@ class Inventory:
                         source.repository, source.revision, pattern_of(source), folder / name / LISTING, mirror
                     )
                     inventory.origins[name] = {"repository": source.repository, "revision": listing.revision}
-                    files = in_turns(listing.files) if source.is_limited else listing.files
+                    remote = in_turns(listing.files) if source.is_limited else listing.files
                     inventory.units[name] = [
                         Unit(**common, number=i, name=file.path, remote=file, revision=listing.revision)
-                        for i, file in enumerate(files)
+                        for i, file in enumerate(remote)
                     ]
+                case TeacherSource():
+                    inventory.origins[name] = {"endpoint": source.endpoint, "model": source.model}
+                    answers = ask_teacher(name, source, folder / name, progress)
+                    files = ((str(answers), answers.name),)
+                    inventory.units[name] = [Unit(**common, number=0, name=answers.name, files=files)]
                 case TextSource():
                     inventory.units[name] = _text_units(source, common)
                 case _:

@@ -51,15 +51,18 @@ class BatchLoader:
         self._ahead: tuple[int, Future[NDArray[np.int64]]] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
 
+    def locate(self, index: int) -> list[tuple[str, int]]:
+        """(source, index of the sequence in it) of each row of step `index`."""
+        first = index * self.num_rows
+        return self.mixture.locate(np.arange(first, first + self.num_rows, dtype=np.uint64))
+
     def batch(self, index: int) -> NDArray[np.int64]:
         """The sequences [num_rows, sequence_length + 1] of step `index`: inputs, and targets one to the right.
         ShardError for a token that the vocabulary lacks.
         """
-        first = index * self.num_rows
-        places = np.arange(first, first + self.num_rows, dtype=np.uint64)
         length = self.sequence_length
         rows = []
-        for name, i in self.mixture.locate(places):
+        for name, i in self.locate(index):
             row = self.streams[name].read(i * length, (i + 1) * length + 1)
             if self.vocab_size is not None and row.max() >= self.vocab_size:
                 raise ShardError(

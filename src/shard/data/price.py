@@ -19,7 +19,8 @@ from shard.data.documents import ON_TRAIN
 from shard.data.hub import list_files
 from shard.data.inventory import count_needed, in_turns
 from shard.data.problems import generate_problems
-from shard.data.settings import AnySource, DataSettings, HubSource, TextSource
+from shard.data.settings import AnySource, DataSettings, HubSource, TeacherSource, TextSource
+from shard.data.teacher_text import likely_answer_bytes
 from shard.data.text_files import find_text_files
 from shard.data.tokens import TokenUnit, tokenize_unit
 from shard.data.units import Unit, prepare_unit
@@ -59,6 +60,8 @@ def list_sizes(source: AnySource, mirror: Path | None) -> Sizes:
             return [(file.path, file.size) for file in (in_turns(files) if source.is_limited else files)]
         case TextSource():
             return [(path.name, path.stat().st_size) for path in find_text_files(Path(source.path))]
+        case TeacherSource():
+            return [("", likely_answer_bytes(source))]
         case _:
             return [("", source.max_bytes or 0)]
 
@@ -68,7 +71,7 @@ def price_source(source: AnySource, sizes: Sizes, settings: DataSettings, is_dow
     likely = [estimate_text(name, size) for name, size in sizes]
     sizes = sizes[: count_needed(source, likely)]
     text = min(sum(likely[: len(sizes)]), source.most_bytes or float("inf"))
-    tokens = min(text / BYTES_PER_TOKEN, source.max_tokens or float("inf"))
+    tokens = min(text / BYTES_PER_TOKEN, source.shard_tokens or float("inf"))
     download = sum(size for _, size in sizes) if is_download else 0
     return Price(
         files=len(sizes),

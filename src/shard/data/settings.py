@@ -125,9 +125,14 @@ class Source(Table):
     """Whether documents that are nearly equal to an earlier one are dropped; equal ones always are."""
 
     @property
+    def shard_tokens(self) -> int | None:
+        """Tokens to write at most."""
+        return self.max_tokens
+
+    @property
     def most_bytes(self) -> int | None:
         """Text to keep at most, by max_bytes and max_tokens."""
-        limits = [self.max_bytes, None if self.max_tokens is None else self.max_tokens * MOST_BYTES_PER_TOKEN]
+        limits = [self.max_bytes, None if self.shard_tokens is None else self.shard_tokens * MOST_BYTES_PER_TOKEN]
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
@@ -192,4 +197,70 @@ class HubSource(Source):
     near_duplicates: Literal["drop", "keep"] = "drop"
 
 
-AnySource = Annotated[InstalledSource | GeneratedSource | TextSource | HubSource, Field(discriminator="kind")]
+class TeacherSource(Source):
+    """Documents that a model behind an OpenAI-compatible endpoint writes from prompts: sequence-level distillation."""
+
+    kind: Literal["teacher"]
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$", max_length=500)]
+    """Its base address, as in https://api.example.org/v1."""
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    licence: Annotated[str, Field(min_length=1, max_length=100)]
+    """Of that model, or the terms of who serves it. One that binds students binds `shard release`."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=100)] | None = None
+    """The environment variable that holds the key. The key itself is never written anywhere."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    prompts_file: str | None = None
+    """Instead of prompts: a .txt with one a line, or a .jsonl with a field "prompt"."""
+    documents_per_prompt: Annotated[int, Field(ge=1, le=10**6)] = 1
+    system: str | None = None
+    route: Literal["chat", "completions"] = "chat"
+    """chat/completions, or the older completions, which continues the prompt as text."""
+    keep_prompt: bool = False
+    """Whether the document begins with its prompt."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_document_tokens: Annotated[int, Field(ge=1, le=2**20)] = 1024
+    """Tokens of an answer, at most."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Request n asks for seed + n, which not every endpoint heeds."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=2**60)] | None = None
+    """The budget, of this kind of source: tokens of the endpoint's own, prompts and answers together."""
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    """The budget in money, in the currency of the prices."""
+    price_input: Annotated[float, Field(ge=0)] | None = None
+    """Of a million tokens of prompts."""
+    price_output: Annotated[float, Field(ge=0)] | None = None
+    """Of a million tokens of answers."""
+
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Requests that are under way at once."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 120.0
+    attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    """Of a request, at 429, 5xx, a time-out or a connection that breaks."""
+    clean: CleanSettings | Literal["off"] = CleanSettings(min_characters=1)
+    near_duplicates: Literal["drop", "keep"] = "drop"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.prompts) == (self.prompts_file is not None):
+            raise ValueError("prompts: give either prompts or a prompts_file")
+        if self.max_tokens is None and self.max_cost is None:
+            raise ValueError("max_tokens: a teacher needs a budget: max_tokens, max_cost or both")
+        if self.max_cost is not None and (self.price_input is None or self.price_output is None):
+            raise ValueError("max_cost: it takes price_input and price_output, of a million tokens")
+        if self.route == "completions" and self.system is not None:
+            raise ValueError("system: completions has no place for it: write it into the prompts")
+        return self
+
+    @property
+    def shard_tokens(self) -> int | None:
+        """max_tokens is a budget of the endpoint's tokens here."""
+        return None
+
+
+AnySource = Annotated[
+    InstalledSource | GeneratedSource | TextSource | HubSource | TeacherSource, Field(discriminator="kind")
+]

@@ -32,7 +32,16 @@ from shard.data.hub import RemoteFile, fetch
 from shard.data.installed import read_installed
 from shard.data.near_duplicates import band_hashes, choose_bands, signatures
 from shard.data.problems import generate_problems
-from shard.data.settings import AnySource, DataSettings, GeneratedSource, HubSource, InstalledSource, TextSource
+from shard.data.settings import (
+    AnySource,
+    DataSettings,
+    GeneratedSource,
+    HubSource,
+    InstalledSource,
+    TeacherSource,
+    TextSource,
+)
+from shard.data.teacher_text import read_answers
 from shard.data.text_files import read_text_file
 from shard.data.words import word_hashes
 from shard.errors import ShardError
@@ -250,6 +259,8 @@ def _read(unit: Unit, ledger: UnitLedger) -> Generator[Document, None, None]:
         case TextSource():
             for path, name in unit.files:
                 yield from read_text_file(Path(path), name, format_of(source), unit.is_lone)
+        case TeacherSource():
+            yield from read_answers(source, Path(unit.folder))
         case HubSource():
             yield from _read_remote(unit, source, ledger)
 

@@ -14,6 +14,9 @@ class ReleaseSettings(Table):
     """The model's name in its card; the recipe's name unless given."""
     license: str = "apache-2.0"
     """Of weights and code. One that the Hugging Face hub has no identifier for becomes `other` with this name."""
+    teacher_licences: tuple[str, ...] = ()
+    """Licences of teachers that bind their students (Gemma's, Llama's), in spite of which you release under `license`:
+    you have read them, and say that you may."""
     language: Annotated[tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...], Field(min_length=1)] = ("en",)
     """Languages of the text, as ISO 639 codes."""
     authors: str = "the person who ran the recipe"

@@ -76,7 +76,7 @@ def _run_content(run: RunHistory, label: str) -> dict[str, Any]:
 
 
 def _known_stages(run: RunHistory) -> list[str]:
-    order = ("tokenizer", "data", *STAGES, "evaluate", "bench", "release")
+    order = ("tokenizer", "data", "teach", *STAGES, "evaluate", "bench", "release")
     return [stage for stage in order if run.entry(stage)]
 
 

@@ -247,7 +247,8 @@ function tablesOf(value) {
   for (const [key, entry] of Object.entries(value)) {
     const inner = isTable(entry) && !isSpread(entry) ? Object.values(entry) : [];
     if (key === "samples") continue;
-    if (inner.length && inner.every((row) => isTable(row) && !isSpread(row))) {
+    if (key === "tasks" && isTable(entry)) made.push(element("h3", {}, "Tasks"), tableOfTasks(entry));
+    else if (inner.length && inner.every((row) => isTable(row) && !isSpread(row))) {
       const columns = [...new Set(inner.flatMap((row) => Object.keys(row)))];
       made.push(element("h3", {}, words(key)), scrolling(["", ...columns.map(words)], Object.entries(entry).map(([name, row]) => [name, ...columns.map((column) => cell(row[column]))])));
     } else if (inner.some((row) => typeof row === "number" || isSpread(row)) && inner.length > 1 && key !== "sampling") {
@@ -256,6 +257,13 @@ function tablesOf(value) {
   }
   if (plain.length) made.unshift(scrolling(["", ""], plain));
   return made;
+}
+
+// A row for each result of a task, or for why there is none.
+function tableOfTasks(tasks) {
+  const rows = Object.entries(tasks).flatMap(([name, { results, not_measured: reason }]) =>
+    (results ?? [{ metric: `not measured: ${reason}` }]).map((result, i) => [i ? "" : name, result.metric, ...["value", "standard_error", "chance", "items"].map((key) => key in result ? formatNumber(result[key]) : "")]));
+  return scrolling(["task", "measure", "value", "standard error", "chance", "items"], rows);
 }
 
 const words = (key) => key.replaceAll("_", " ");

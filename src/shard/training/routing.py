@@ -18,11 +18,12 @@ from torch import Tensor
 from shard.config import Config, Mixture
 from shard.model import MixtureOfExperts, Routing, ShardLM
 from shard.training.loss import Loss
+from shard.training.stage import TeacherLoss
 
 
 def add_router_losses(
-    loss: Loss, routing: list[Routing], mixture: Mixture, scale: float | Tensor
-) -> tuple[Loss, Tensor]:
+    loss: Loss | TeacherLoss, routing: list[Routing], mixture: Mixture, scale: float | Tensor
+) -> tuple[Loss | TeacherLoss, Tensor]:
     """The loss with those of the router in its total, and what is to be recorded, as sums over tokens [L, S]: the
     loads, and the entropy of the scores in nats. `scale` is that of the loss.
     """

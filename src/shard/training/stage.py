@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from shard.config import Config
 from shard.data.loader import BatchLoader
@@ -13,6 +14,42 @@ from shard.model import ShardLM
 from shard.training.decisions import Decisions
 from shard.training.settings import StageSettings
 from shard.training.sinks import Sinks
+
+
+class TeacherLoss(NamedTuple):
+    """Sums over tokens as in loss.py, and that of the KL divergence from the teacher, in nats."""
+
+    total: Tensor
+    nll_sum: Tensor
+    z_sum: Tensor
+    kl_sum: Tensor
+
+
+class Teacher(Protocol):
+    """What a stage that follows a teacher asks of it: distillation/teacher.py."""
+
+    def weight(self, step: int) -> float:
+        """The teacher's share of the loss at `step` (0-based); at 0 it is not asked for targets."""
+
+    @property
+    def kl_scale(self) -> float:
+        """What the KL divergence is multiplied by in the loss, beside the weight."""
+
+    def targets(self, index: int, first: int, inputs_BT: Tensor) -> Any:
+        """What the teacher says of the rows `first`, ... of batch `index`, which hold these inputs: for `loss`."""
+
+    def loss(
+        self,
+        hidden_ND: Tensor,
+        table_VD: Tensor,
+        targets_N: Tensor,
+        soft: Any,
+        weight: Tensor,
+        cap: float,
+        z_loss: float,
+        scale: float | Tensor,
+    ) -> TeacherLoss:
+        """In place of chunked_loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +79,8 @@ class Stage:
     device: torch.device
     environment: dict[str, Any] = field(default_factory=dict)
     """Device, threads and versions: what differs from those of a checkpoint is named."""
+    teacher: Teacher | None = None
+    """Whose distributions the stage follows, beside the text."""
     start: Path | None = None
     """The checkpoint that an anneal branches from; pretraining starts from nothing."""
     sinks: Sinks = field(default_factory=Sinks)

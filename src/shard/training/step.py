@@ -17,12 +17,12 @@ from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
 from shard.training.optimizer import Optimizer
 from shard.training.routing import add_router_losses, balance
-from shard.training.stage import Stage
+from shard.training.stage import Stage, TeacherLoss
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step that is on its way: `outcome` [8] will hold nll, z, loss, norm, skip, both limits and the loss scale; of a
+    """A step that is on its way: `outcome` [9] will hold nll, z, KL, loss, norm, skip, both limits, the loss scale; of a
     mixture of experts also what its routers did (see routing.py).
     """
 
@@ -32,6 +32,8 @@ class Launched:
     """time.monotonic() at its beginning."""
     rates: dict[str, float]
     outcome: Tensor
+    teacher_weight: float = 0.0
+    """The teacher's share of the loss."""
     arrived: Any = None
     """A CUDA event after the copy of `outcome`; None where that copy needs no waiting."""
 
@@ -67,11 +69,36 @@ class TrainingStep:
         self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz])
         self.guard = StepGuard(settings.skip_sigma, self.stage.device, self.scaled)
 
-    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor, scale: float | Tensor) -> tuple[Loss, Tensor | None]:
+    def _loss(
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        scale: float | Tensor,
+        soft: Any = None,
+        weight: Tensor | None = None,
+    ) -> tuple[Loss | TeacherLoss, Tensor | None]:
+        """The loss, and of a mixture of experts what its routers did."""
         mixture = self.stage.config.mixture
         routing: list[Routing] | None = None if mixture is None else []
         hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
-        loss = chunked_loss(
+        loss = self._token_loss(hidden_BTD, targets_BT, scale, soft, weight)
+        return (loss, None) if mixture is None or routing is None else add_router_losses(loss, routing, mixture, scale)
+
+    def _token_loss(
+        self, hidden_BTD: Tensor, targets_BT: Tensor, scale: float | Tensor, soft: Any, weight: Tensor | None
+    ) -> Loss | TeacherLoss:
+        if self.stage.teacher is not None and weight is not None:
+            return self.stage.teacher.loss(
+                hidden_BTD.flatten(0, 1),
+                self.model.embedding.weight,
+                targets_BT.flatten(),
+                soft,
+                weight,
+                self.stage.config.logit_cap,
+                self.stage.settings.z_loss,
+                scale,
+            )
+        return chunked_loss(
             hidden_BTD.flatten(0, 1),
             self.model.embedding.weight,
             targets_BT.flatten(),
@@ -79,37 +106,48 @@ class TrainingStep:
             self.stage.settings.z_loss,
             scale,
         )
-        return (loss, None) if mixture is None or routing is None else add_router_losses(loss, routing, mixture, scale)
 
-    def accumulate_gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll and z over it.
+    def accumulate_gradients(
+        self, rows: NDArray[np.int64], index: int = 0, teacher_weight: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of one global batch [rows, T + 1], micro-batch by micro-batch; the sums of nll, z and KL over it.
 
         Each micro-batch's loss is already a share of the whole batch's mean, so the sum equals the big batch. In fp16
-        the gradients carry the guard's loss scale.
+        the gradients carry the guard's loss scale. A teacher of weight 0 is not asked; `index` is the batch's number.
         """
         device = self.stage.device
         batch = torch.from_numpy(rows)
         if device.type == "cuda":
             batch = batch.pin_memory()  # a copy from other memory would make the host wait
         batch = batch.to(device, non_blocking=True)
-        nll, z = torch.zeros((), device=device), torch.zeros((), device=device)
+        nll, z, kl = (torch.zeros((), device=device) for _ in range(3))
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
         self.routed_LS = None
+        first = 0
         for micro in batch.split(self.decisions.micro_batch):
-            loss, routed_LS = self._compute(micro[:, :-1].contiguous(), micro[:, 1:].contiguous(), scale)
+            inputs, targets = micro[:, :-1].contiguous(), micro[:, 1:].contiguous()
+            if self.stage.teacher is not None and teacher_weight > 0:
+                soft = self.stage.teacher.targets(index, first, inputs)
+                weight = torch.full((), teacher_weight, device=device)  # as a number, each one would be compiled
+                loss, routed_LS = self._compute(inputs, targets, scale, soft, weight)
+            else:
+                loss, routed_LS = self._compute(inputs, targets, scale)
             loss.total.backward()
+            if isinstance(loss, TeacherLoss):
+                kl += loss.kl_sum
             nll += loss.nll_sum
             z += loss.z_sum
             if routed_LS is not None:
                 self.routed_LS = routed_LS if self.routed_LS is None else self.routed_LS + routed_LS
-        return nll, z
+            first += len(micro)
+        return nll, z, kl
 
-    def _gradients(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _gradients(self, rows: NDArray[np.int64], index: int, teacher_weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """The same, with a smaller micro-batch where memory runs out."""
         while True:
             try:
-                return self.accumulate_gradients(rows)
+                return self.accumulate_gradients(rows, index, teacher_weight)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -127,22 +165,28 @@ class TrainingStep:
             self.decisions = smaller
             self._on_less_memory(smaller, message)
 
-    def launch(self, step: int, rows: NDArray[np.int64]) -> Launched:
-        """Queue step number `step` (from 1) on this batch. Its rates are those of the step index before it."""
-        begun, settings = time.monotonic(), self.stage.settings
+    def launch(self, step: int, rows: NDArray[np.int64], index: int = 0) -> Launched:
+        """Queue step number `step` (from 1) on this batch, number `index`. Its rates are those of the step index
+        before it.
+        """
+        begun, settings, teacher = time.monotonic(), self.stage.settings, self.stage.teacher
         rates = self.optimizer.set_step(step - 1)
-        nll, z = self._gradients(rows)
+        share = 0.0 if teacher is None else teacher.weight(step - 1)
+        nll, z, kl = self._gradients(rows, index, share)
         norm = self.optimizer.gradient_norm(self.guard.scale if self.scaled else None)
-        loss = (nll + settings.z_loss * z) / settings.tokens_per_step
+        objective = nll
+        if teacher is not None and share > 0:
+            objective = (1 - share) * nll + share * teacher.kl_scale * kl
+        loss = (objective + settings.z_loss * z) / settings.tokens_per_step
         verdict = self.guard.judge(loss, norm)
         self.optimizer.step(norm, verdict.skip)
-        outcome = torch.stack([nll, z, loss, norm, *verdict])
+        outcome = torch.stack([nll, z, kl, loss, norm, *verdict])
         if self.routed_LS is not None:
             balance(self.model, self.routed_LS, verdict.skip)
             outcome = torch.cat([outcome, self.routed_LS.flatten()])
         if self.stage.device.type != "cuda":
-            return Launched(step, begun, rates, outcome)
+            return Launched(step, begun, rates, outcome, share)
         host = torch.empty(outcome.shape, pin_memory=True).copy_(outcome, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return Launched(step, begun, rates, host, arrived)
+        return Launched(step, begun, rates, host, share, arrived)

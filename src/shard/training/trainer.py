@@ -126,9 +126,10 @@ class Trainer:
 
     def _launch(self) -> Launched:
         """Queue the next step on the device, without waiting for anything there."""
-        rows = self.stage.loader.fetch(batch_index(self.step, self.passed_over))
+        index = batch_index(self.step, self.passed_over)
+        rows = self.stage.loader.fetch(index)
         self.step += 1
-        return self.work.launch(self.step, rows)
+        return self.work.launch(self.step, rows, index)
 
     def _settle(self, lag: int) -> bool:
         """Record the launched steps but the last `lag`. False where there was trouble, and the stage went back."""
@@ -142,7 +143,7 @@ class Trainer:
     def _record(self, launched: Launched) -> bool:
         """Write a step down; False where it was one too many that had to be skipped."""
         settings, step = self.stage.settings, launched.step
-        nll, z, loss, norm, skip, loss_limit, norm_limit, scale, *routed = launched.wait()
+        nll, z, kl, loss, norm, skip, loss_limit, norm_limit, scale, *routed = launched.wait()
         seconds = self._progress.time_of_step(launched.begun)
         self.seconds += seconds
         cross_entropy = nll / settings.tokens_per_step
@@ -156,6 +157,12 @@ class Trainer:
             "grad_norm": _finite(norm),
             **launched.rates,
         }
+        if self.stage.teacher is not None:
+            share, divergence = launched.teacher_weight, kl / settings.tokens_per_step
+            objective = (1 - share) * cross_entropy + share * self.stage.teacher.kl_scale * divergence + z_loss
+            record |= {"loss": _finite(objective), "teacher_weight": share}
+            if share > 0:
+                record["teacher_kl_nats"] = _finite(divergence)
         if self.work.scaled:
             record["loss_scale"] = scale
         if routed:

@@ -4,7 +4,7 @@ from typing import Any
 
 from shard.release.card.facts import TRAINING, Facts, StageFacts
 from shard.release.card.markdown import bullets, picture, table
-from shard.run import STAGES
+from shard.run import stages_of
 from shard.training.cost import count_parameters
 from shard.units import format_count, format_duration
 
@@ -101,7 +101,8 @@ def device_hours(facts: Facts) -> tuple[float, float]:
     killed, so that a stage takes at least as long as its steps.
     """
     hours = {}
-    for name in STAGES[: STAGES.index("release")]:
+    stages = stages_of(facts.run.recipe)
+    for name in stages[: stages.index("release")]:
         recorded = float(facts.manifest["stages"].get(name, {}).get("seconds", 0))
         steps = facts.stages[name].seconds if name in facts.stages else 0.0
         hours[name] = max(recorded, steps) / 3600

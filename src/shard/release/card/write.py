@@ -12,6 +12,7 @@ from shard.release.card.limits import limits_section, proof_section
 from shard.release.card.loading import files_section, loading_section
 from shard.release.card.metadata import metadata
 from shard.release.card.results import benchmark_section, evaluation_section, samples_section
+from shard.release.card.teachers import teachers_section
 from shard.release.card.training import architecture_section, training_section
 from shard.run import Run
 
@@ -29,6 +30,7 @@ def render_card(run: Run, bundle: Path, repository: str | None = None) -> str:
         f"# {facts.title}\n\n{_unfinished(facts)}{run.recipe.description}\n",
         architecture_section(facts),
         training_section(facts),
+        teachers_section(facts),
         data_section(facts),
         evaluation_section(facts),
         benchmark_section(facts),
