@@ -106,13 +106,12 @@ class _Layer:
     @classmethod
     def of(cls, block: Block) -> "_Layer":
         attention, feed_forward = block.attention, block.feed_forward
-        is_dense = isinstance(feed_forward, FeedForward)
         return cls(
             1 + block.attention_norm.weight.detach().float(),
             join([attention.query, attention.key, attention.value]),
             attention.output,
             1 + block.feed_forward_norm.weight.detach().float(),
-            _JoinedFeedForward(feed_forward) if is_dense else feed_forward,
+            _JoinedFeedForward(feed_forward) if isinstance(feed_forward, FeedForward) else feed_forward,
             attention.head_dim,
             block.attention_norm.eps,
         )

@@ -22,8 +22,8 @@ from shard.training.stage import Stage, TeacherLoss
 
 @dataclass(frozen=True)
 class Launched:
-    """A step that is on its way: `outcome` [9] will hold nll, z, KL, loss, norm, skip, both limits, the loss scale; of a
-    mixture of experts also what its routers did (see routing.py).
+    """A step that is on its way: `outcome` [9] will hold nll, z, KL, loss, norm, skip, both limits, the loss scale; of
+    a mixture of experts also what its routers did (see routing.py).
     """
 
     step: int
