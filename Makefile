@@ -6,7 +6,7 @@ TEACHER = $(VENV)/teacher
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test check install install-dev clean \
-	test-browser test-crash test-crash-full test-eval test-serve test-teacher teacher-package \
+	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
 	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
 	bench-train bench-window bench-muon bench-loss bench-memory
 
@@ -40,6 +40,10 @@ test-crash: install-dev
 # A quarter of an hour: the same with the reference model.
 test-crash-full: install-dev
 	$(BIN)/python -m pytest tests/crash/test_full.py -m slow -s
+
+# The 412M mixture of experts in bf16: 20 GiB of memory, 20 GB of disk, and long without a fast bf16 product (AMX).
+test-moe-full: install-dev
+	$(BIN)/python -m pytest tests/e2e/test_moe_full.py -m slow -s
 
 # A minute: transformers' own server on an export, asked through the OpenAI client.
 test-serve: install-dev

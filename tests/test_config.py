@@ -102,11 +102,39 @@ def test_heads_have_an_even_size():
         Config(head_dim=63)
 
 
-@pytest.mark.parametrize("key", ["moe", "engram"])
 @pytest.mark.parametrize("value", [{}, {"experts": 3}])
-def test_parts_of_later_models_are_refused(key, value):
-    with pytest.raises(ValueError, match=f"^{key} "):
-        Config(**{key: value})
+def test_parts_of_later_models_are_refused(value):
+    with pytest.raises(ValueError, match=r"^engram "):
+        Config(engram=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "^moe must be a table with num_experts"),
+        ({"num_experts": 3, "experts": 3}, "^moe must be a table"),
+        ({"num_experts": 1}, r"^moe\.num_experts"),
+        ({"num_experts": 3.0}, r"^moe\.num_experts"),
+        ({"num_experts": 10**9}, r"^moe\.num_experts"),
+        ({"num_experts": 3, "top_k": 4}, r"^moe\.top_k must be at most num_experts = 3"),
+        ({"num_experts": 3, "top_k": True}, r"^moe\.top_k"),
+        ({"num_experts": 3, "num_shared": -1}, r"^moe\.num_shared"),
+        ({"num_experts": 3, "score": "hard"}, r"^moe\.score"),
+        ({"num_experts": 3, "score": "softmax_top_k"}, "the router learns nothing"),
+        ({"num_experts": 3, "bias_rate": -0.1}, r"^moe\.bias_rate"),
+        ({"num_experts": 3, "balance_loss": float("nan")}, r"^moe\.balance_loss"),
+    ],
+)
+def test_a_mixture_of_experts_is_checked(value, message):
+    with pytest.raises(ValueError, match=message):
+        Config(moe=value)
+
+
+def test_a_mixture_comes_back_from_its_dict():
+    config = Config(moe={"num_experts": 3, "top_k": 2})
+    assert Config(**config.to_dict()) == config
+    assert config.mixture is not None and (config.mixture.num_experts, config.mixture.top_k) == (3, 2)
+    assert Config().mixture is None
 
 
 @pytest.mark.parametrize(("key", "limit"), LARGEST.items())

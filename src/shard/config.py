@@ -1,7 +1,7 @@
 """The shape of a Shard model: everything that decides its parameters and the function that they compute."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 Primitive = int | float | str | None
@@ -23,6 +23,45 @@ LARGEST = {
 }
 
 
+SCORES = ("sigmoid", "softmax", "softmax_top_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The table `moe` of a Config: experts in place of the feed-forward layer, and how their router is trained."""
+
+    num_experts: int
+    """Routed experts, of which each token is computed by top_k."""
+    top_k: int = 1
+    num_shared: int = 0
+    """Experts that compute every token, as one feed-forward layer of so many times the width."""
+    score: str = "sigmoid"
+    """What an expert's output is multiplied with: the sigmoid of the router's logit, its softmax over all experts, or
+    its softmax over the chosen ones. The last is 1 for top_k = 1, and the router would learn nothing."""
+    bias_rate: float = 1e-3
+    """Step of the bias that is added to the scores for the choice alone; 0: no bias."""
+    balance_loss: float = 0.0
+    """Weight of the loss that grows with uneven loads (Fedus et al., arXiv 2101.03961)."""
+    router_z_loss: float = 0.0
+    """Weight of the mean square of the router's log-sum-exp (Zoph et al., arXiv 2202.08906)."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("num_experts", 2, 1024), ("top_k", 1, 1024), ("num_shared", 0, 64)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(f"moe.{name} must be a whole number from {least} to {most}, not {value!r:.60}")
+        if self.top_k > self.num_experts:
+            raise ValueError(f"moe.top_k must be at most num_experts = {self.num_experts}, not {self.top_k}")
+        for name in ("bias_rate", "balance_loss", "router_z_loss"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+                raise ValueError(f"moe.{name} must be a number from 0 to 1, not {value!r:.60}")
+        if self.score not in SCORES:
+            raise ValueError(f"moe.score must be one of {', '.join(SCORES)}, not {self.score!r:.60}")
+        if self.score == "softmax_top_k" and self.top_k == 1:
+            raise ValueError("moe.score = softmax_top_k is 1 for top_k = 1, so that the router learns nothing")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A decoder-only transformer of the Gemma family without post-norms (the stock VaultGemma architecture).
@@ -38,7 +77,7 @@ class Config:
     """Heads of queries, keys and values alike: multi-head attention without grouping."""
     head_dim: int = 64
     intermediate_size: int = 2048
-    """Width of the gated feed-forward layer."""
+    """Width of the gated feed-forward layer; in a mixture of experts of each expert."""
     max_sequence_length: int = 8192
     sliding_window: int = 1024
     """Tokens that a local layer sees, the current one counted."""
@@ -49,7 +88,7 @@ class Config:
     logit_cap: float = 30.0
     """Final logits x become cap * tanh(x / cap)."""
     moe: dict[str, Primitive] | None = None
-    """Mixture of experts; None in Shard-40m-v1, and not implemented in this version."""
+    """Mixture of experts: the fields of Mixture; None in Shard-40m-v1."""
     engram: dict[str, Primitive] | None = None
     """Hashed n-gram memory; None in Shard-40m-v1, and not implemented in this version."""
 
@@ -70,9 +109,20 @@ class Config:
             raise ValueError(f"layer_pattern must be made of the letters L and G, not {pattern!r:.60}")
         if len(pattern) > LARGEST["num_layers"]:
             raise ValueError(f"layer_pattern has {len(pattern)} letters, more than any model has layers")
-        for name in ("moe", "engram"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} is not implemented in this version: leave it out")
+        if self.engram is not None:
+            raise ValueError("engram is not implemented in this version: leave it out")
+        if self.moe is not None:
+            _ = self.mixture
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The mixture of experts; None in a dense model. Raises ValueError for a key or value that it does not take."""
+        if self.moe is None:
+            return None
+        known = [field.name for field in fields(Mixture)]
+        if not isinstance(self.moe, dict) or "num_experts" not in self.moe or set(self.moe) - set(known):
+            raise ValueError(f"moe must be a table with num_experts, and none but {', '.join(known)}")
+        return Mixture(**self.moe)  # type: ignore[arg-type]
 
     @property
     def layer_types(self) -> str:

@@ -6,16 +6,17 @@
     logits  = cap * tanh(norm(x_L) @ E^T / cap)    with the same table E (tied)
     norm(x) = x / rms(x) * (1 + w)
 
-It is exactly the stock VaultGemma architecture, so that other tools load a release without code of ours.
+It is exactly the stock VaultGemma architecture, so that other tools load a release without code of ours; a mixture of
+experts in place of the feed-forward layers (`moe`) has no such twin.
 Shape suffixes: B batch, T new tokens, S keys, D hidden size, F feed-forward width, H heads, K head size, V vocabulary,
-W window, N blocks of W tokens.
+W window, N blocks of W tokens. In a mixture: N tokens, E experts, C chosen experts of a token, R = N * C rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,14 +134,107 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """The gated feed-forward layer down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.gate = Linear(config.hidden_size, config.intermediate_size)
-        self.up = Linear(config.hidden_size, config.intermediate_size)
-        self.down = Linear(config.intermediate_size, config.hidden_size, zero=True)
+        self.gate = Linear(hidden_size, width)
+        self.up = Linear(hidden_size, width)
+        self.down = Linear(width, hidden_size, zero=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def looped_linear(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows [R, O], each multiplied with its own expert's matrix: expert e has the rows from ends[e - 1] to ends[e]."""
+    parts = x_RI.tensor_split(ends_E[:-1].cpu())
+    return torch.cat([F.linear(part, weight_OI) for part, weight_OI in zip(parts, weight_EOI, strict=True)])
+
+
+def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    """The same as one grouped product, with shapes that do not depend on the loads. It wants rows of whole 16 bytes,
+    and on a GPU bf16.
+    """
+    return F.grouped_mm(x_RI, weight_EOI.mT, offs=ends_E.to(torch.int32))
+
+
+def expert_linear(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    """The grouped product where it is possible, else the plain loop."""
+    is_aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
+    is_grouped = is_aligned and (x_RI.dtype == torch.bfloat16 or x_RI.device.type == "cpu")
+    return (grouped_linear if is_grouped else looped_linear)(x_RI, weight_EOI, ends_E)
+
+
+class ExpertLinear(nn.Module):
+    """The matrices of E experts as one stack [E, outputs, inputs]; otherwise as Linear."""
+
+    def __init__(self, num_experts: int, num_inputs: int, num_outputs: int, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_experts, num_outputs, num_inputs))
+        if not zero:
+            nn.init.normal_(self.weight, std=num_inputs**-0.5)
+
+    def forward(self, x_RI: Tensor, ends_E: Tensor) -> Tensor:
+        return expert_linear(x_RI, self.weight.to(x_RI.dtype), ends_E)
+
+
+class Routing(NamedTuple):
+    """What a router decided, for the losses and the bias that balance it."""
+
+    logits: Tensor
+    """[N, E] in fp32, with their gradient."""
+    scores: Tensor
+    """[N, E]."""
+    load: Tensor
+    """[E]: choices that fell on each expert."""
+
+
+class MixtureOfExperts(nn.Module):
+    """sum over the chosen experts e of score_e(x) * FeedForward_e(x), plus a feed-forward layer for all tokens.
+
+    A token chooses the experts with the largest score + bias; the bias balances the loads (Wang et al., arXiv
+    2408.15664) and has no part in the output. The router computes in fp32.
+    """
+
+    bias: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        mixture = config.mixture
+        assert mixture is not None
+        size, width = config.hidden_size, config.intermediate_size
+        self.top_k, self.score = mixture.top_k, mixture.score
+        self.router = Linear(size, mixture.num_experts)
+        self.gate = ExpertLinear(mixture.num_experts, size, width)
+        self.up = ExpertLinear(mixture.num_experts, size, width)
+        self.down = ExpertLinear(mixture.num_experts, width, size, zero=True)
+        self.shared = FeedForward(size, mixture.num_shared * width) if mixture.num_shared else None
+        self.register_buffer("bias", torch.zeros(mixture.num_experts))
+
+    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Routing]:
+        """The chosen experts [N, C], their weights [N, C] in fp32, and what there is to balance."""
+        logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+        scores_NE = logits_NE.sigmoid() if self.score == "sigmoid" else logits_NE.softmax(dim=-1)
+        chosen_NC = (scores_NE.detach() + self.bias.float()).topk(self.top_k, dim=-1).indices
+        weights_NC = scores_NE.gather(1, chosen_NC)
+        if self.score == "softmax_top_k":
+            weights_NC = logits_NE.gather(1, chosen_NC).softmax(dim=-1)
+        experts_E = torch.arange(logits_NE.size(1), device=x_ND.device)
+        load_E = (chosen_NC[..., None] == experts_E).sum(dim=(0, 1))
+        return chosen_NC, weights_NC, Routing(logits_NE, scores_NE, load_E)
+
+    def forward(self, x_BTD: Tensor, routing: list[Routing] | None = None) -> Tensor:
+        x_ND = x_BTD.flatten(0, -2)
+        chosen_NC, weights_NC, routed = self.route(x_ND)
+        if routing is not None:
+            routing.append(routed)
+        order_R = chosen_NC.flatten().argsort(stable=True)  # rows of one expert side by side
+        rows_RD = x_ND[order_R // self.top_k]
+        ends_E = routed.load.cumsum(0)
+        hidden_RF = F.silu(self.gate(rows_RD, ends_E)) * self.up(rows_RD, ends_E)
+        y_RD = self.down(hidden_RF, ends_E)[order_R.argsort()]
+        y_NCD = y_RD.unflatten(0, (-1, self.top_k)) * weights_NC[..., None].to(y_RD.dtype)
+        y_BTD = y_NCD.sum(dim=1).view_as(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)
 
 
 class Block(nn.Module):
@@ -151,11 +245,25 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = Attention(config, window)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward: FeedForward | MixtureOfExperts
+        if config.moe is None:
+            self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size)
+        else:
+            self.feed_forward = MixtureOfExperts(config)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache | None = None,
+        routing: list[Routing] | None = None,
+    ) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin, cache)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        normed_BTD = self.feed_forward_norm(x_BTD)
+        if routing is None:
+            return x_BTD + self.feed_forward(normed_BTD)
+        return x_BTD + self.feed_forward(normed_BTD, routing)
 
 
 class ShardLM(nn.Module):
@@ -170,20 +278,32 @@ class ShardLM(nn.Module):
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         nn.init.normal_(self.embedding.weight, std=SELF_LOGIT / config.hidden_size)
 
-    def hidden(self, ids_BT: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        cache: KVCache | None = None,
+        dtype: torch.dtype | None = None,
+        routing: list[Routing] | None = None,
+    ) -> Tensor:
         """The normed hidden states [B, T, D] that the logits are read from.
 
-        `dtype` is what to compute in (default: that of the weights). With a cache, `ids` continue what it holds.
+        `dtype` is what to compute in (default: that of the weights). With a cache, `ids` continue what it holds. The
+        routers of a mixture of experts add to `routing` what they decided, one entry a layer.
         Raises ValueError beyond max_sequence_length, where the model was never trained.
         """
         start = 0 if cache is None else cache.num_seen
         end = start + ids_BT.size(1)
         if end > self.config.max_sequence_length:
             raise ValueError(f"{end} tokens, but the model's context is {self.config.max_sequence_length}")
-        return self.hidden_at(torch.arange(start, end, device=ids_BT.device), ids_BT, cache, dtype)
+        return self.hidden_at(torch.arange(start, end, device=ids_BT.device), ids_BT, cache, dtype, routing)
 
     def hidden_at(
-        self, positions: Tensor, ids_BT: Tensor, cache: KVCache | None = None, dtype: torch.dtype | None = None
+        self,
+        positions: Tensor,
+        ids_BT: Tensor,
+        cache: KVCache | None = None,
+        dtype: torch.dtype | None = None,
+        routing: list[Routing] | None = None,
     ) -> Tensor:
         """As `hidden`, of tokens at any positions: [T], or [B, 1, T] where each row of the batch has its own."""
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
@@ -191,7 +311,7 @@ class ShardLM(nn.Module):
         # The factor is rounded to the dtype of x, as in the Gemma family.
         x_BTD = x_BTD * torch.tensor(math.sqrt(self.config.hidden_size), dtype=x_BTD.dtype)
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, cos, sin, None if cache is None else cache.layers[i])
+            x_BTD = block(x_BTD, cos, sin, None if cache is None else cache.layers[i], routing)
         return self.final_norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
@@ -203,8 +323,10 @@ class ShardLM(nn.Module):
         return self.logits(self.hidden(ids_BT, cache)), None
 
     def parameter_roles(self) -> dict[str, str]:
-        """What each parameter is, by name: "embedding", "norm", or "matrix" (the hidden 2-D weights)."""
-        kinds = {nn.Embedding: "embedding", RMSNorm: "norm", Linear: "matrix"}
+        """What each parameter is, by name: "embedding", "norm", or "matrix" (the hidden 2-D weights, or stacks of
+        them).
+        """
+        kinds = {nn.Embedding: "embedding", RMSNorm: "norm", Linear: "matrix", ExpertLinear: "matrix"}
         return {
             f"{prefix}.{name}": kinds[type(module)]
             for prefix, module in self.named_modules()

@@ -52,7 +52,8 @@ def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2-D weights; everything else (embedding, norms) belongs to another optimizer.
+    """Muon for 2-D weights, and for stacks [E, M, N] of them, each matrix of which is orthogonalised by itself;
+    everything else (embedding, norms) belongs to another optimizer.
 
     `lr` is in units of the "original" scale. `weight_decay` is decoupled and scaled by lr; `cautious` applies it only
     where it does not oppose the update. `dtype` is what the Newton-Schulz products run in. The state of a parameter
@@ -93,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         self._orthogonalize = orthogonalizer
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
                 self.state[p]["momentum"] = torch.zeros_like(p)
 
@@ -119,7 +120,9 @@ class Muon(torch.optim.Optimizer):
             grads = [torch.where(skip, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        updates = self._orthogonalize(torch.stack(directions), group["method"], group["dtype"]).to(params[0].dtype)
+        stack = torch.stack(directions)
+        updates = self._orthogonalize(stack.flatten(0, -3), group["method"], group["dtype"]).to(params[0].dtype)
+        updates = updates.reshape(stack.shape)
         taken: Tensor | float = 1.0 if self.found_inf is None else 1 - self.found_inf
         if self.found_inf is not None:
             updates = updates * taken
@@ -128,5 +131,5 @@ class Muon(torch.optim.Optimizer):
                 p.sub_(p * (update * p >= 0) * taken, alpha=lr * decay)
         elif decay:
             torch._foreach_sub_(params, [p * taken for p in params], alpha=lr * decay)
-        rows, columns = params[0].shape
+        rows, columns = params[0].shape[-2:]
         torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)

@@ -63,10 +63,12 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
     return {
         "recipe": recipe.name,
         "parameters": count.total,
+        "active_parameters": count.active,
         "parameters_by_role": {"embedding": count.embedding, "matrix": count.matrix, "norm": count.norm},
         "tokens": total,
         "tokens_per_parameter": round(total / count.total, 3),
         "chinchilla_tokens": CHINCHILLA * count.total,
+        "active_chinchilla_tokens": CHINCHILLA * count.active,
         "flops": sum(stage["flops"] for stage in stages.values()),
         "stages": stages,
         **priced,
@@ -99,6 +101,7 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
         "parameters": f"{result['parameters']:,}",
         "tokens": f"{format_count(result['tokens'])}, {result['tokens_per_parameter']:g} a parameter "
         f"(the 20:1 line lies at {format_count(result['chinchilla_tokens'])})",
+        **_active_rows(result),
         "FLOPs": f"{result['flops']:.3g}",
         "disk": f"{format_size(disk['checkpoints'])} of checkpoints, {format_size(disk['release'])} for the release",
         "device": result["device"],
@@ -133,6 +136,17 @@ def describe_plan(result: dict[str, Any]) -> list[str]:
             + (" (!)" if source["epochs"] > MANY_EPOCHS else "")
         )
     return lines
+
+
+def _active_rows(result: dict[str, Any]) -> dict[str, str]:
+    """Of a mixture of experts: what computes one token, and the 20:1 line of that."""
+    active, tokens = result["active_parameters"], result["tokens"]
+    if active == result["parameters"]:
+        return {}
+    line = format_count(result["active_chinchilla_tokens"])
+    return {
+        "active": f"{active:,} for each token; {tokens / active:.4g} tokens for each (its 20:1 line lies at {line})"
+    }
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:

@@ -52,6 +52,7 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     sample_path = run.folder / "tokenizer" / "sample.json"
     if run.is_done("tokenizer"):
         return _skipped(reporter, "tokenizer", read_json(sample_path, "it is missing") if sample_path.exists() else {})
+    from shard.adopt import adopt_tokenizer
     from shard.data.tokenizer_sample import predict_memory, sample_shares, train_on_sample, training_sizes
     from shard.environment import total_memory
 
@@ -59,6 +60,11 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     check_disk(run, "tokenizer")
     with run.stage("tokenizer"):
         _collect(run, reporter)
+        if r.tokenizer.adopt is not None:
+            sample = adopt_tokenizer(r.tokenizer.adopt, r.tokenizer.separator, r.config.vocab_size, run.tokenizer_path)
+            reporter.line(f"tokenizer: {sample['vocab_size']} tokens, adopted from {sample['adopted']}")
+            write_json(sample_path, sample)
+            return sample
         sizes = training_sizes(run.data, r.sources)
         shares = sample_shares(wanted_tokens(r), sizes, r.tokenizer.sample_bytes)
         predicted = predict_memory(run.data, shares, sizes)
@@ -268,7 +274,7 @@ def bench(run: Run, reporter: Reporter) -> Result:
     from shard.inference.benchmark import benchmark_run
 
     def measure() -> Result:
-        result = benchmark_run(run.folder, reporter)
+        result = benchmark_run(run.folder, reporter, run.recipe.config.moe is None)
         sources = [name for name in run.recipe.sources if (run.data / name / documents.HELDOUT).exists()]
         return {**result, "int8": measure_int8_loss(run.folder, run.data, sources, run.recipe.evaluate, reporter)}
 

@@ -30,9 +30,10 @@ def separator_id(run: Run) -> int:
     """The token between documents, in the run's tokenizer."""
     from shard.tokenizer import SEPARATOR, load_tokenizer
 
-    token_id = load_tokenizer(run.tokenizer_path).token_to_id(SEPARATOR)
+    separator = run.recipe.tokenizer.separator or SEPARATOR
+    token_id = load_tokenizer(run.tokenizer_path).token_to_id(separator)
     if token_id is None:
-        raise ShardError(f"{run.tokenizer_path} has no token {SEPARATOR}")
+        raise ShardError(f"{run.tokenizer_path} has no token {separator}")
     return token_id
 
 

@@ -283,10 +283,10 @@ def test_the_shape_of_the_reference_model(tokenizer_path: Path, tmp_path: Path) 
 # What cannot be exported
 
 
-def mixture() -> Config:
+def with_engram() -> Config:
     """A model that this version cannot make, as a later one may."""
     config = other()
-    object.__setattr__(config, "moe", {"num_experts": 3})
+    object.__setattr__(config, "engram", {"size": 3})
     return config
 
 
@@ -295,7 +295,7 @@ def mixture() -> Config:
     [
         (other(hidden_size=50), "multiple of model.num_heads"),
         (other(sliding_window=1), "model.sliding_window = 1"),
-        (mixture(), "has no moe"),
+        (with_engram(), "has no engram"),
     ],
 )
 def test_what_the_class_cannot_express_is_refused_in_one_line(

@@ -49,6 +49,16 @@ class TokenizerSettings(Table):
 
     sample_bytes: Annotated[Size, Field(ge=1000, le=4 * 10**9)] = 10**9
     """Text that the tokenizer is trained on, at most, drawn from each source by its share in all training tokens."""
+    adopt: str | None = None
+    """A tokenizer.json, its folder, or owner/name on the hub, to take as it is instead of training one."""
+    separator: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """The special token of an adopted tokenizer that ends a document; <|endoftext|> unless given."""
+
+    @model_validator(mode="after")
+    def _check_separator(self) -> Self:
+        if self.separator is not None and self.adopt is None:
+            raise ValueError("separator: belongs to an adopted tokenizer; set tokenizer.adopt too, or leave it out")
+        return self
 
 
 class DataSettings(Table):

@@ -5,6 +5,7 @@ documents. uint16 while the vocabulary fits, else uint32.
 """
 
 import hashlib
+import json
 import mmap
 import re
 from bisect import bisect_left, bisect_right
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from shard.data.cleaning import unusual
 from shard.errors import ShardError
 from shard.files import atomic_open, read_json, write_json
-from shard.tokenizer import load_tokenizer
+from shard.tokenizer import SPLIT_PATTERN, load_tokenizer
 
 LEDGER = "tokens.json"
 REMEDY = "run `shard data` again"
@@ -56,17 +57,32 @@ def token_dtype(vocab_size: int) -> str:
     return DTYPES[vocab_size > 2**16]
 
 
+def is_own_form(tokenizer_path: Path) -> bool:
+    """Whether a tokenizer cuts text as those that Shard trains, for which tokie was found to be exact."""
+    parts = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    pieces = (parts.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    kinds = [piece["type"] for piece in pieces]
+    is_ours = kinds == ["Split", "ByteLevel"] and pieces[0]["pattern"] == {"Regex": SPLIT_PATTERN}
+    return is_ours and parts.get("normalizer") is None and not parts["model"].get("byte_fallback")
+
+
 class BulkEncoder:
-    """Encodes many documents at once, as text without special tokens, and checks a sample of them."""
+    """Encodes many documents at once, as text without special tokens, and checks a sample of them. A tokenizer of
+    another form than Shard's own is left to `tokenizers` alone.
+    """
 
     def __init__(self, tokenizer_path: Path) -> None:
         self._reference = load_tokenizer(tokenizer_path)
-        self._fast: Any = tokie.Tokenizer.from_json(str(tokenizer_path))  # its type stub lags behind its methods
+        self._fast: Any = None  # its type stub lags behind its methods
+        if is_own_form(tokenizer_path):
+            self._fast = tokie.Tokenizer.from_json(str(tokenizer_path))
         self._added = [token.content for token in self._reference.get_added_tokens_decoder().values()]
         self._path = tokenizer_path
 
     def encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text. ShardError where the fast encoder and `tokenizers` disagree."""
+        if self._fast is None:
+            return list(self._encode_exactly(texts))
         cut = [self._cut(text) for text in texts]
         fast = iter(self._encode_fast([piece for pieces in cut for piece, is_hard in pieces if not is_hard]))
         slow = self._encode_exactly(piece for pieces in cut for piece, is_hard in pieces if is_hard)

@@ -30,8 +30,10 @@ def measure_int8_loss(
         check_int8(device)
     except UsageError:
         return None
-    reporter.progress("bench: bits per byte with int8 weights")
     loaded = load_model(path, torch.float32, device)
+    if loaded.model.config.moe is not None:
+        return None
+    reporter.progress("bench: bits per byte with int8 weights")
     context = loaded.model.config.max_sequence_length
     context = min(settings.context or context, context)
     stride = max(1, round(context * settings.stride_share))

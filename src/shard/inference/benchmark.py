@@ -51,15 +51,15 @@ def training_speed(stage_folder: Path) -> dict[str, float] | None:
     return _spread(speeds[min(5, len(speeds) // 2) :]) if speeds else None
 
 
-def precisions(device: torch.device) -> tuple[str, ...]:
-    """What is timed on a device: fp16 is for GPUs, int8 for CPUs that have its kernels."""
+def precisions(device: torch.device, is_dense: bool = True) -> tuple[str, ...]:
+    """What is timed on a device: fp16 is for GPUs, int8 for dense models on CPUs that have its kernels."""
     if device.type != "cpu":
         return "fp32", "bf16", "fp16"
     try:
         check_int8(device)
     except UsageError:
         return "fp32", "bf16"
-    return "fp32", "bf16", "int8"
+    return ("fp32", "bf16", "int8") if is_dense else ("fp32", "bf16")
 
 
 def _prompt(vocab_size: int, num_tokens: int) -> list[int]:
@@ -111,14 +111,14 @@ def measure_published_loop(decoder: Decoder) -> dict[str, float]:
     return _spread([count / _timed(generate, decoder.device) for _ in range(PUBLISHED_RUNS)])
 
 
-def benchmark_run(folder: Path, reporter: Reporter) -> dict[str, Any]:
+def benchmark_run(folder: Path, reporter: Reporter, is_dense: bool = True) -> dict[str, Any]:
     """What `measure_decoder` says in each precision that the device has, eager as `shard generate` runs; the published
     loop in bf16, the precision of a release; the training speed of the run's own stages.
     """
     device = choose_device()
     inference: dict[str, Any] = {}
     published: dict[str, float] = {}
-    for name in precisions(device):
+    for name in precisions(device, is_dense):
         reporter.progress(f"bench: {name}")
         decoder = Decoder(load_in_precision(folder, name, device).model)
         inference[name] = measure_decoder(decoder)

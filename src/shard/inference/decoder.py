@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shard.inference.cuda_graph import GraphedStep
 from shard.inference.quantize import Int8Linear
-from shard.model import Block, Linear, ShardLM, rope_angles
+from shard.model import Block, FeedForward, Linear, ShardLM, rope_angles
 
 LEAST_SIZE = 256
 """Slots of a buffer that a compiled step reads at least; then it doubles, each time compiled anew."""
@@ -99,8 +99,7 @@ class _Layer:
     query_key_value: nn.Module
     output: nn.Module
     feed_forward_gain: Tensor
-    gate_up: nn.Module
-    down: nn.Module
+    feed_forward: Callable[[Tensor], Tensor]
     head_dim: int
     eps: float
 
@@ -112,8 +111,7 @@ class _Layer:
             join([attention.query, attention.key, attention.value]),
             attention.output,
             1 + block.feed_forward_norm.weight.detach().float(),
-            join([feed_forward.gate, feed_forward.up]),
-            feed_forward.down,
+            _JoinedFeedForward(feed_forward) if isinstance(feed_forward, FeedForward) else feed_forward,
             attention.head_dim,
             block.attention_norm.eps,
         )
@@ -131,8 +129,18 @@ class _Layer:
         y_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=place.mask)
         x_BD = x_BD + self.output(y_BH1K.flatten(1).to(x_BD.dtype))
         normed_BD = F.rms_norm(x_BD.float(), self.attention_gain.shape, self.feed_forward_gain, self.eps).to(x_BD.dtype)
-        gate_BF, up_BF = self.gate_up(normed_BD).chunk(2, dim=-1)
-        return x_BD + self.down(F.silu(gate_BF) * up_BF)
+        return x_BD + self.feed_forward(normed_BD)
+
+
+class _JoinedFeedForward:
+    """A dense feed-forward layer whose gate and up are one matrix."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        self.gate_up, self.down = join([layer.gate, layer.up]), layer.down
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        gate_BF, up_BF = self.gate_up(x_BD).chunk(2, dim=-1)
+        return cast(Tensor, self.down(F.silu(gate_BF) * up_BF))
 
 
 def join(parts: Sequence[nn.Module]) -> nn.Module:

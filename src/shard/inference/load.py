@@ -3,6 +3,7 @@ what a file says of sizes is compared with what it holds before memory is taken.
 """
 
 import json
+import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from shard.tokenizer import SEPARATOR, SPLIT_PATTERN, load_tokenizer
 from shard.training.checkpoint import load_checkpoint, newest_checkpoint
 from shard.training.decisions import DTYPES
 
-MAX_TOKENIZER_BYTES = 32 * 2**20  # one of 262,144 tokens has 20 MB
+MAX_TOKENIZER_BYTES = 64 * 2**20  # those of 262,144 tokens have 20 to 33 MB
 
 PRECISIONS = (*DTYPES, "int8")
 """What a model can be used in: the dtype of its weights, or int8 weights on a CPU."""
@@ -49,7 +50,7 @@ def build_model(config: Any, weights: Any, origin: str) -> ShardLM:
     """A model of this shape with these weights, in their dtype. ShardError where they do not fit."""
     try:
         model = empty_model(Config(**config))  # until the weights are known to fit
-        _compare(dict(model.named_parameters()), weights)
+        _compare(model.state_dict(), weights)
         model.load_state_dict(weights, assign=True)
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -93,6 +94,19 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def separator_of(tokenizer: Path) -> str:
+    """The token between documents: what the recipe beside the tokenizer says, else <|endoftext|>."""
+    for folder in (tokenizer.parent.parent, tokenizer.parent):
+        path = folder / "recipe.toml"
+        if path.is_file() and path.stat().st_size < MAX_TOKENIZER_BYTES:
+            try:
+                said = tomllib.loads(path.read_text(encoding="utf-8")).get("tokenizer", {}).get("separator")
+            except (ValueError, AttributeError, RecursionError):
+                continue
+            return said if isinstance(said, str) else SEPARATOR
+    return SEPARATOR
+
+
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load from a run folder, a checkpoint folder of one, or a release bundle."""
     if not path.exists():
@@ -111,7 +125,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         run_folder = path.resolve().parent.parent.parent if is_checkpoint else path
         tokenizer_path, origin = run_folder / "tokenizer" / "tokenizer.json", str(checkpoint.path)
     tokenizer = read_tokenizer(tokenizer_path, model.config.vocab_size)
-    separator_id = tokenizer.token_to_id(SEPARATOR)
+    separator_id = tokenizer.token_to_id(separator_of(tokenizer_path))
     separator_id = 0 if separator_id is None else separator_id
     return LoadedModel(model.to(device, dtype), tokenizer, separator_id, origin, tokenizer_path)
 
@@ -137,7 +151,7 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _compare(expected: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
+def _compare(expected: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
     """Raise ValueError for the first weight that is missing, unknown, or not of the model's shape."""
     for name in [*expected, *weights]:
         if name not in weights or name not in expected:
@@ -156,20 +170,40 @@ def is_empty_template(post_processor: Any) -> bool:
     return kind == "TemplateProcessing" and single == [{"Sequence": {"id": "A", "type_id": 0}}]
 
 
+_PATTERNS = ({"Regex": SPLIT_PATTERN}, {"Regex": SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")})
+"""Regular expressions that take time in proportion to the text: ours, and that of Llama 3."""
+
+
+def _pieces_of(step: Any, key: str) -> list[Any]:
+    return [] if step is None else step.get(key, [step])
+
+
+def _is_short(replace: dict[str, Any]) -> bool:
+    """Whether a step replaces one text by another, and does not make the whole much longer."""
+    return "String" in replace["pattern"] and len(replace["content"]) <= 8
+
+
 def _check_steps(parts: dict[str, Any]) -> None:
-    """Of a tokenizer's steps only those are run that Shard writes itself: another's pattern may take hours on a line,
-    its padding all memory, its template add ids that the model lacks. Raises ValueError.
+    """Of a tokenizer's steps only those are run that Shard writes itself, and those of an adopted one that are as
+    harmless: another's pattern may take hours on a line, its padding all memory, its template add ids that the model
+    lacks. Raises ValueError.
     """
     if parts["model"]["type"] != "BPE":
         raise ValueError("its model is not BPE")
-    for step in ("normalizer", "truncation", "padding"):
+    for piece in _pieces_of(parts.get("normalizer"), "normalizers"):
+        if piece["type"] not in ("NFC", "Replace") or (piece["type"] == "Replace" and not _is_short(piece)):
+            raise ValueError("it has a normalizer that Shard does not run")
+    for step in ("truncation", "padding"):
         if parts.get(step) is not None:
             raise ValueError(f"it has a {step}")
     for step in ("pre_tokenizer", "decoder", "post_processor"):
         part = parts.get(step) or {"type": "ByteLevel"}
         if step == "post_processor" and is_empty_template(part):
             continue
-        for piece in part.get("pretokenizers", [part]):
-            is_split = piece["type"] == "Split" and piece["pattern"] == {"Regex": SPLIT_PATTERN}
-            if not is_split and piece["type"] not in ("ByteLevel", "Digits"):
+        for piece in part.get("pretokenizers", part.get("decoders", [part])):
+            is_split = piece["type"] == "Split" and (piece["pattern"] in _PATTERNS or "String" in piece["pattern"])
+            is_decoder = step == "decoder" and (
+                piece["type"] in ("ByteFallback", "Fuse") or (piece["type"] == "Replace" and _is_short(piece))
+            )
+            if not (is_split or is_decoder or piece["type"] in ("ByteLevel", "Digits")):
                 raise ValueError(f"its {step} is not one that Shard uses")

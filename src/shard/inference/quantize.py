@@ -79,8 +79,12 @@ class Int8LM(ShardLM):
 
 
 def quantize(model: ShardLM, packed_rows: int = PACKED_ROWS) -> ShardLM:
-    """The model with int8 weights, changed in place. Raises UsageError where the kernels are missing."""
+    """The model with int8 weights, changed in place. Raises UsageError where the kernels are missing, and for a mixture
+    of experts.
+    """
     check_int8(model.final_norm.weight.device)
+    if model.config.moe is not None:
+        raise UsageError("int8 is written for dense models, and this one is a mixture of experts: choose bf16")
     model.float().requires_grad_(False)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

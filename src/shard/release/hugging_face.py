@@ -6,10 +6,13 @@ The architectures are the same (see model.py), so the export renames weights and
     model.safetensors       the weights, renamed          tokenizer_config.json   bos, eos and pad are the separator
     generation_config.json  greedy, stops at the separator
 
-It is written without transformers. What that architecture cannot say is refused, never approximated.
+It is written without transformers. What that architecture cannot say is refused, never approximated. A mixture of
+experts is no stock architecture: its folder has modeling_shard_moe.py too, which transformers runs only with
+trust_remote_code.
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from torch import Tensor
 from shard.config import Config
 from shard.errors import ShardError
 from shard.files import copy_file, write_json
-from shard.inference.load import read_tokenizer
+from shard.inference.load import read_tokenizer, separator_of
 from shard.tokenizer import SEPARATOR
 from shard.training.tensors import write_tensors
 
 ARCHITECTURE, MODEL_TYPE = "VaultGemmaForCausalLM", "vaultgemma"
+MIXTURE_ARCHITECTURE, MIXTURE_TYPE, MIXTURE_FILE = "ShardMoeForCausalLM", "shard_moe", "modeling_shard_moe.py"
+"""Of a mixture of experts: the class in the file that lies beside its weights."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYER_TYPES = {"L": "sliding_attention", "G": "full_attention"}
 
@@ -37,6 +42,11 @@ WITHIN_A_LAYER = {
     "feed_forward.gate": "mlp.gate_proj",
     "feed_forward.up": "mlp.up_proj",
     "feed_forward.down": "mlp.down_proj",
+    "feed_forward.router": "mlp.router",
+    "feed_forward": "mlp",  # its bias
+    "feed_forward.shared.gate": "mlp.shared.gate_proj",
+    "feed_forward.shared.up": "mlp.shared.up_proj",
+    "feed_forward.shared.down": "mlp.shared.down_proj",
 }
 OUTSIDE = {"embedding": "model.embed_tokens", "final_norm": "model.norm"}
 """Ours -> theirs. Both keep matrices as [outputs, inputs], norms as the w of 1 + w, and RoPE in the half-split layout:
@@ -45,17 +55,18 @@ no weight changes. The head is the table, in both."""
 
 def their_name(name: str) -> str:
     """The name of one of our weights in transformers, as blocks.3.feed_forward.up -> model.layers.3.mlp.up_proj."""
-    stem = name.removesuffix(".weight")
+    stem, _, kind = name.rpartition(".")
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", stem):
-        return f"model.layers.{match[1]}.{WITHIN_A_LAYER[match[2]]}.weight"
-    return f"{OUTSIDE[stem]}.weight"
+        return f"model.layers.{match[1]}.{WITHIN_A_LAYER[match[2]]}.{kind}"
+    return f"{OUTSIDE[stem]}.{kind}"
 
 
 def obstacle(config: Config) -> str | None:
-    """Why the stock architecture does not compute what a model of this shape computes; None where it does."""
-    for name in ("moe", "engram"):
-        if getattr(config, name) is not None:
-            return f"no Hugging Face export: {ARCHITECTURE} has no {name}"
+    """Why neither the stock architecture nor our file for a mixture of experts computes what a model of this shape
+    computes; None where one does.
+    """
+    if config.engram is not None:
+        return f"no Hugging Face export: {ARCHITECTURE} has no engram"
     if config.hidden_size % config.num_heads:
         return (
             f"no Hugging Face export: {ARCHITECTURE} wants model.hidden_size to be a multiple of model.num_heads, "
@@ -69,9 +80,20 @@ def obstacle(config: Config) -> str | None:
 
 def describe_config(config: Config, separator_id: int, dtype: torch.dtype) -> dict[str, Any]:
     """config.json of a model. Its strict classes take no 30 where they want 30.0."""
+    architecture: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+    if config.mixture is not None:
+        module = MIXTURE_FILE.removesuffix(".py")
+        architecture = {
+            "architectures": [MIXTURE_ARCHITECTURE],
+            "model_type": MIXTURE_TYPE,
+            "auto_map": {
+                "AutoConfig": f"{module}.ShardMoeConfig",
+                "AutoModelForCausalLM": f"{module}.{MIXTURE_ARCHITECTURE}",
+            },
+            "moe": asdict(config.mixture),
+        }
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": MODEL_TYPE,
+        **architecture,
         "dtype": str(dtype).removeprefix("torch."),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -102,13 +124,13 @@ def describe_config(config: Config, separator_id: int, dtype: torch.dtype) -> di
     }
 
 
-def describe_tokenizer(config: Config) -> dict[str, Any]:
+def describe_tokenizer(config: Config, separator: str = SEPARATOR) -> dict[str, Any]:
     """tokenizer_config.json: nothing is added to a text, and a text that spells the separator is not the separator."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "pad_token": SEPARATOR,
+        "bos_token": separator,
+        "eos_token": separator,
+        "pad_token": separator,
         "add_bos_token": False,
         "add_eos_token": False,
         "split_special_tokens": True,
@@ -138,14 +160,17 @@ def export_hugging_face(
     """
     if reason := obstacle(config):
         raise ShardError(reason)
-    separator_id = read_tokenizer(tokenizer, config.vocab_size).token_to_id(SEPARATOR)
+    separator = separator_of(tokenizer)
+    separator_id = read_tokenizer(tokenizer, config.vocab_size).token_to_id(separator)
     if separator_id is None:
-        raise ShardError(f"{tokenizer} has no token {SEPARATOR}: a Hugging Face export needs it to end a text")
+        raise ShardError(f"{tokenizer} has no token {separator}: a Hugging Face export needs it to end a text")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", describe_config(config, separator_id, DTYPES[dtype]))
-    write_json(folder / "tokenizer_config.json", describe_tokenizer(config))
+    write_json(folder / "tokenizer_config.json", describe_tokenizer(config, separator))
     write_json(folder / "generation_config.json", describe_generation(separator_id))
     copy_file(tokenizer, folder / "tokenizer.json")
+    if config.moe is not None:
+        copy_file(Path(__file__).with_name(MIXTURE_FILE), folder / MIXTURE_FILE)
     tensors = {their_name(ours): weight.to(DTYPES[dtype]) for ours, weight in weights.items()}
     # transformers asks who wrote a file, and takes this answer.
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})

@@ -16,7 +16,14 @@ from shard.config import LARGEST, Config
 from shard.errors import ShardError, UsageError
 from shard.inference.load import build_model, empty_model, is_empty_template, read_tokenizer
 from shard.recipe import Recipe
-from shard.release.hugging_face import ARCHITECTURE, LAYER_TYPES, MODEL_TYPE, their_name
+from shard.release.hugging_face import (
+    ARCHITECTURE,
+    LAYER_TYPES,
+    MIXTURE_ARCHITECTURE,
+    MIXTURE_TYPE,
+    MODEL_TYPE,
+    their_name,
+)
 from shard.release.importer import begin_run
 from shard.run import RECIPE
 from shard.tokenizer import SEPARATOR
@@ -75,7 +82,9 @@ def read_config(folder: Path) -> Config:
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{path} cannot be read: {error}") from None
-    if content.get("model_type") != MODEL_TYPE or content.get("architectures", [ARCHITECTURE]) != [ARCHITECTURE]:
+    is_mixture = content.get("model_type") == MIXTURE_TYPE
+    kind, architecture = (MIXTURE_TYPE, MIXTURE_ARCHITECTURE) if is_mixture else (MODEL_TYPE, ARCHITECTURE)
+    if content.get("model_type") != kind or content.get("architectures", [architecture]) != [architecture]:
         found = content.get("architectures") or content.get("model_type")
         raise ShardError(f"{path}: only a {ARCHITECTURE} can be imported, not {found!r:.100}")
     content = _DEFAULTS | content
@@ -91,6 +100,8 @@ def read_config(folder: Path) -> Config:
     shape["layer_pattern"] = _pattern(path, content["layer_types"], content["num_hidden_layers"])
     if content["sliding_window"] is not None or "L" in shape["layer_pattern"]:
         shape["sliding_window"] = content["sliding_window"]
+    if is_mixture:
+        shape["moe"] = content.get("moe") or {}
     try:
         return Config(**shape)
     except (TypeError, ValueError) as error:
@@ -138,7 +149,7 @@ def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
         split = (folder / "model.safetensors.index.json").is_file()
         hint = "it is split: save it again with max_shard_size" if split else "other formats of weights are not read"
         raise ShardError(f"{path} is missing: {hint}")
-    expected = dict(empty_model(config).named_parameters())
+    expected = empty_model(config).state_dict()
     ours = {their_name(name): name for name in expected}
     shapes = {their_name(name): list(weight.shape) for name, weight in expected.items()}
     try:
@@ -167,8 +178,15 @@ def recipe_for(folder: Path, recipe: str | None, sets: list[str] | None, data: P
             f"{folder} has no {RECIPE}: name a recipe whose sources and stages the run shall have, as in "
             "--recipe quickstart --data PATH (its model will be the folder's)"
         )
-    shape = ", ".join(f"{key} = {json.dumps(value)}" for key, value in config.to_dict().items() if value is not None)
+    values = {key: value for key, value in config.to_dict().items() if value is not None}
+    shape = ", ".join(f"{key} = {_toml_of(value)}" for key, value in values.items())
     return Recipe.load(recipe or str(beside[0]), [f"model={{{shape}}}", *(sets or [])], data)
+
+
+def _toml_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {json.dumps(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
 
 
 def import_hugging_face(source: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
@@ -181,8 +199,9 @@ def import_hugging_face(source: Path, folder: Path, recipe: Recipe) -> dict[str,
     weights = {name: weight.float() for name, weight in read_weights(source, config).items()}
     model = build_model(config.to_dict(), weights, str(source))
     path = source / "tokenizer.json"
-    if read_tokenizer(path, config.vocab_size).token_to_id(SEPARATOR) is None:
-        raise ShardError(f"{path} has no token {SEPARATOR}")
+    separator = recipe.tokenizer.separator or SEPARATOR
+    if read_tokenizer(path, config.vocab_size).token_to_id(separator) is None:
+        raise ShardError(f"{path} has no token {separator}")
     tokenizer = path.read_text(encoding="utf-8")
     parts = json.loads(tokenizer)
     if parts.get("post_processor") and is_empty_template(parts["post_processor"]):

@@ -150,6 +150,8 @@ def _read_stage(
     for key in ("lr_muon", "lr_embedding", "lr_norm", "loss_scale"):
         if any(key in line for line in lines):
             values[key] = np.array([_number(line.get(key)) for line in lines], np.float64)
+    if any("experts" in line for line in lines):
+        values |= _expert_curves([_dict(line.get("experts")) for line in lines])
     for key in ("tokens_per_second", "memory_bytes"):
         values[key] = np.array([_number(timing.get(key)) for timing in timings], np.float64)
     scored = [i for i, line in enumerate(lines) if isinstance(line.get("bits_per_byte"), dict)]
@@ -172,6 +174,20 @@ def _read_stage(
         num_skipped=sum("skipped" in line and line["skipped"] != "overflow" for line in lines),
         events=events,
     )
+
+
+def _expert_curves(lines: list[dict[str, Any]]) -> dict[str, Column]:
+    """Of a mixture of experts, over all layers: the least and the largest load of an expert beside an even one, the
+    experts without a token, and the mean entropy of the scores.
+    """
+    rows = []
+    for line in lines:
+        loads = [len(layer) * load for layer in line.get("load", []) for load in map(_number, layer)]
+        entropy, dead = ([_number(value) for value in line.get(key, [])] for key in ("entropy", "dead"))
+        known = loads and entropy and dead
+        rows.append([min(loads), max(loads), sum(dead), sum(entropy) / len(entropy)] if known else [np.nan] * 4)
+    names = ("expert_least_load", "expert_largest_load", "expert_dead", "expert_entropy")
+    return dict(zip(names, np.array(rows, np.float64).T, strict=True))
 
 
 def _number(value: Any, missing: float = float("nan")) -> float:

@@ -113,6 +113,11 @@ function drawCharts() {
   plain("gradient-norm", "grad_norm", { title: "Gradient norm", note: "before clipping", format: number, cut: true, smooth: true, log: true });
   plain("throughput", "tokens_per_second", { title: "Throughput", note: "tokens/s", format: number, smooth: true, zero: true });
   plain("memory", "memory_bytes", { title: "Memory", format: bytes, zero: true });
+  const loads = { expert_least_load: "least", expert_largest_load: "largest" };
+  const loadLines = Object.entries(loads).flatMap(([value, name], i) => linesOf("every_step", value, runs.length === 1 ? name : null, runs.length === 1 ? color(i) : null));
+  chart(grid, "expert-load", { title: "Load of an expert", note: "beside an even one, all layers", lines: loadLines, marks, format: number, smooth: true, zero: true });
+  plain("expert-dead", "expert_dead", { title: "Experts without a token", note: "all layers", format: number, zero: true });
+  plain("expert-entropy", "expert_entropy", { title: "Entropy of the routers", note: "nats, mean of the layers", format: number, smooth: true, zero: true });
   plain("loss-scale", "loss_scale", { title: "Loss scale", format: number, log: true });
   if (!grid.children.length) grid.remove();
 }

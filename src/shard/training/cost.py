@@ -12,6 +12,13 @@ class ParameterCount:
     embedding: int
     matrix: int
     norm: int
+    idle: int = 0
+    """Of the matrices, those of experts that a token does not choose."""
+
+    @property
+    def active(self) -> int:
+        """Those that compute one token."""
+        return self.total - self.idle
 
     @property
     def total(self) -> int:
@@ -31,7 +38,11 @@ def count_parameters(config: Config) -> ParameterCount:
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
         counts[roles[name]] += parameter.numel()
-    return ParameterCount(**counts)
+    mixture, idle = config.mixture, 0
+    if mixture is not None:
+        stacks = sum(p.numel() for p in model.parameters() if p.ndim == 3)
+        idle = stacks // mixture.num_experts * (mixture.num_experts - mixture.top_k)
+    return ParameterCount(**counts, idle=idle)
 
 
 def attention_span(config: Config, sequence_length: int) -> int:
@@ -44,12 +55,12 @@ def attention_span(config: Config, sequence_length: int) -> int:
 
 
 def flops_per_token(config: Config, sequence_length: int) -> int:
-    """Forward and backward: 6 for each weight of a matrix product (the tied table as the head), and attention's
-    12 * width * span.
+    """Forward and backward: 6 for each weight of a matrix product (the tied table as the head; of experts the chosen
+    ones), and attention's 12 * width * span.
     """
     count = count_parameters(config)
     width = config.num_heads * config.head_dim
-    return 6 * (count.matrix + count.embedding) + 12 * width * attention_span(config, sequence_length)
+    return 6 * (count.matrix - count.idle + count.embedding) + 12 * width * attention_span(config, sequence_length)
 
 
 def state_bytes(config: Config) -> int:

@@ -53,7 +53,8 @@ def predict_memory(
     rows = settings.tokens_per_step // settings.sequence_length
     on_cpu = device == "cpu"
     gradients = 4 * count.total
-    largest_stack = 2 * config.num_layers * config.hidden_size * config.intermediate_size
+    num_experts = 1 if config.mixture is None else config.mixture.num_experts
+    largest_stack = 2 * config.num_layers * num_experts * config.hidden_size * config.intermediate_size
     return TrainingMemory(
         process=int(PROCESS_BYTES[compiled]) if on_cpu else 0,
         state=checkpoint_bytes(config) * (2 if on_cpu else 1),
@@ -63,6 +64,12 @@ def predict_memory(
     )
 
 
+def inner_width(config: Config) -> int:
+    """Of the feed-forward layer of a token; of a mixture, all the experts that compute it side by side."""
+    mixture = config.mixture
+    return config.intermediate_size * (1 if mixture is None else mixture.top_k + mixture.num_shared)
+
+
 def layer_bytes(config: Config, precision: str, compiled: bool) -> int:
     """What a layer keeps of a token for its backward pass.
 
@@ -70,7 +77,7 @@ def layer_bytes(config: Config, precision: str, compiled: bool) -> int:
     keeps queries, keys, values and what it makes of them, the latter twice where it is not fused; the feed-forward
     layer gate, up, their product, and the SiLU of gate where that is not computed again.
     """
-    hidden, inner, width = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+    hidden, inner, width = config.hidden_size, inner_width(config), config.num_heads * config.head_dim
     size = 4 if precision == "fp32" else 2
     if compiled:
         return size * (4 * hidden + 4 * width + 3 * inner)
@@ -84,7 +91,7 @@ def activation_bytes(config: Config, tokens: int, precision: str, compiled: bool
     in the compute dtype.
     """
     count = count_parameters(config)
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner = config.hidden_size, inner_width(config)
     size = 4 if precision == "fp32" else 2
     layer = layer_bytes(config, precision, compiled)
     kept = config.num_layers * size * hidden + layer if recompute else config.num_layers * layer

@@ -50,9 +50,10 @@ class Reduction:
     def __init__(self, parameters: Sequence[Tensor], ranks: Ranks) -> None:
         self._parameters, self._ranks = parameters, ranks
         sizes = [p.numel() for p in parameters]
-        # nll, z, KL, interrupted, terminated, pause, and a place for each rank's micro-batch
-        self._flat = torch.zeros(sum(sizes) + 6 + ranks.size, device=parameters[0].device)
-        *views, self._tail = self._flat.split([*sizes, 6 + ranks.size])
+        self.num_told = 3 + ranks.size
+        """interrupted, terminated, pause, and a place for each rank's micro-batch"""
+        self._flat = torch.zeros(sum(sizes) + 3 + self.num_told, device=parameters[0].device)
+        *views, self._tail = self._flat.split([*sizes, 3 + self.num_told])  # behind nll, z and KL
         self._views = [view.view_as(p) for view, p in zip(views, parameters, strict=True)]
 
     def begin(self) -> None:
@@ -65,7 +66,7 @@ class Reduction:
         self, nll: Tensor, z: Tensor, kl: Tensor, wish: Wish, micro_batch: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sum the gradients in place; the sums of nll, z and KL, and what was told (for Agreed.read), on the device."""
-        told = torch.zeros(3 + self._ranks.size)
+        told = torch.zeros(self.num_told)
         told[0] = wish.signal_number == signal.SIGINT
         told[1] = wish.signal_number == signal.SIGTERM
         told[2] = wish.pause

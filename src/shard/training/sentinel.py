@@ -47,14 +47,18 @@ class Spectrum:
 
 @torch.no_grad()
 def inspect_spectra(optimizer: Optimizer) -> list[Spectrum]:
-    """The spectrum of each Muon weight and of its momentum, in fp32 on the CPU. A zero matrix (a weight before its
-    first step) has no rank to lose and is not flagged.
+    """The spectrum of each Muon weight and of its momentum (of a stack each expert's), in fp32 on the CPU. A zero
+    matrix (a weight before its first step) has no rank to lose and is not flagged.
     """
     threshold = RESTORABLE[optimizer.settings.muon_method]
     spectra = []
-    for name in optimizer.names["matrix"]:
-        p = optimizer.parameters[name]
-        for what, matrix in (("weight", p), ("momentum", optimizer.muon.state[p]["momentum"])):
+    for parameter in optimizer.names["matrix"]:
+        p = optimizer.parameters[parameter]
+        pairs = [("weight", p), ("momentum", optimizer.muon.state[p]["momentum"])]
+        looks = [(parameter, what, matrix) for what, matrix in pairs]
+        if p.ndim == 3:  # a stack of experts
+            looks = [(f"{parameter}[{e}]", what, stack[e]) for e in range(len(p)) for what, stack in pairs]
+        for name, what, matrix in looks:
             matrix = matrix.detach().float().cpu()
             if not matrix.isfinite().all():  # LAPACK takes none; all of its directions are lost
                 spectra.append(Spectrum(name, what, 0.0, 0.0, 0.0, min(matrix.shape), min(matrix.shape)))

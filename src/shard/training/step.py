@@ -13,19 +13,21 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from shard.errors import ShardError
-from shard.model import ShardLM, local_attention
+from shard.model import Routing, ShardLM, local_attention
 from shard.training.decisions import DTYPES, Decisions, fit_micro_batch, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
 from shard.training.optimizer import Optimizer
 from shard.training.reduction import Reduction, Wish
+from shard.training.routing import add_router_losses, balance
 from shard.training.stage import Stage, TeacherLoss
 
 
 @dataclass(frozen=True)
 class Launched:
     """A step that is on its way: `outcome` [9] will hold nll, z, KL, loss, norm, skip, both limits, the loss scale;
-    where several ranks train, also what they told each other (reduction.Agreed).
+    where several ranks train, also what they told each other (reduction.Agreed); of a mixture of experts also what its
+    routers did (see routing.py).
     """
 
     step: int
@@ -59,6 +61,10 @@ class TrainingStep:
         """What this rank tells the others with the next step."""
         ranks = stage.ranks
         self._reduction = Reduction(list(model.parameters()), ranks) if ranks.size > 1 else None
+        self.num_told = 0 if self._reduction is None else self._reduction.num_told
+        """How many numbers of an outcome are what ranks told each other."""
+        self.routed_LS: Tensor | None = None
+        """Of the last batch: what the routers of a mixture of experts did, see routing.py."""
         self._choose_kernels()
         self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
         self.reset()
@@ -95,8 +101,17 @@ class TrainingStep:
         scale: float | Tensor,
         soft: Any = None,
         weight: Tensor | None = None,
+    ) -> tuple[Loss | TeacherLoss, Tensor | None]:
+        """The loss, and of a mixture of experts what its routers did."""
+        mixture = self.stage.config.mixture
+        routing: list[Routing] | None = None if mixture is None else []
+        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
+        loss = self._token_loss(hidden_BTD, targets_BT, scale, soft, weight)
+        return (loss, None) if mixture is None or routing is None else add_router_losses(loss, routing, mixture, scale)
+
+    def _token_loss(
+        self, hidden_BTD: Tensor, targets_BT: Tensor, scale: float | Tensor, soft: Any, weight: Tensor | None
     ) -> Loss | TeacherLoss:
-        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype)
         if self.stage.teacher is not None and weight is not None:
             return self.stage.teacher.loss(
                 hidden_BTD.flatten(0, 1),
@@ -135,19 +150,22 @@ class TrainingStep:
         nll, z, kl = (torch.zeros((), device=device) for _ in range(3))
         share = 1 / self.stage.settings.tokens_per_step
         scale = self.guard.scale * share if self.scaled else share
+        self.routed_LS = None
         for micro in batch.split(self._micro_batch(len(rows))):
             inputs, targets = micro[:, :-1].contiguous(), micro[:, 1:].contiguous()
             if self.stage.teacher is not None and teacher_weight > 0:
                 soft = self.stage.teacher.targets(index, first, inputs)
                 weight = torch.full((), teacher_weight, device=device)  # as a number, each one would be compiled
-                loss = self._compute(inputs, targets, scale, soft, weight)
+                loss, routed_LS = self._compute(inputs, targets, scale, soft, weight)
             else:
-                loss = self._compute(inputs, targets, scale)
+                loss, routed_LS = self._compute(inputs, targets, scale)
             loss.total.backward()
             if isinstance(loss, TeacherLoss):
                 kl += loss.kl_sum
             nll += loss.nll_sum
             z += loss.z_sum
+            if routed_LS is not None:
+                self.routed_LS = routed_LS if self.routed_LS is None else self.routed_LS + routed_LS
             first += len(micro)
         return nll, z, kl
 
@@ -200,6 +218,11 @@ class TrainingStep:
         verdict = self.guard.judge(loss, norm)
         self.optimizer.step(norm, verdict.skip)
         outcome = torch.stack([nll, z, kl, loss, norm, *verdict, *told])
+        if self.routed_LS is not None:
+            if self.stage.ranks.size > 1:
+                self.stage.ranks.sum(self.routed_LS)
+            balance(self.model, self.routed_LS, verdict.skip)
+            outcome = torch.cat([outcome, self.routed_LS.flatten()])
         if self.stage.device.type != "cuda":
             return Launched(step, begun, rates, outcome, share)
         host = torch.empty(outcome.shape, pin_memory=True).copy_(outcome, non_blocking=True)

@@ -4,8 +4,7 @@ The loop is small on purpose: batch(index) -> gradients, micro-batch by micro-ba
 step -> record. All that decides the result is a pure function of the recipe and the step, or stands in the checkpoint.
 The host reads what a step gave only when the next one is on its way to the device.
 
-Several ranks all run this loop and decide alike, since they read the same outcomes; only the first reads checkpoints,
-writes, evaluates and prints.
+Several ranks run this loop and decide alike; only the first reads checkpoints, writes, evaluates and prints.
 """
 
 import time
@@ -40,6 +39,7 @@ from shard.training.guard import reason_of_skip
 from shard.training.metrics import Journal, SilentJournal, read_jsonl
 from shard.training.progress import Progress
 from shard.training.reduction import Agreed, Wish
+from shard.training.routing import describe_routing
 from shard.training.sentinel import inspect_spectra
 from shard.training.stage import Stage
 from shard.training.step import Launched, TrainingStep
@@ -171,8 +171,9 @@ class Trainer:
     def _record(self, launched: Launched) -> bool:
         """Write a step down; False where it was one too many that had to be skipped."""
         settings, step = self.stage.settings, launched.step
-        nll, z, kl, loss, norm, skip, loss_limit, norm_limit, scale, *told = launched.wait()
-        self._hear(Agreed.read(told))
+        nll, z, kl, loss, norm, skip, loss_limit, norm_limit, scale, *others = launched.wait()
+        if self.ranks.size > 1:
+            self._hear(Agreed.read(others[: self.work.num_told]))
         seconds = self._progress.time_of_step(launched.begun)
         self.seconds += seconds
         cross_entropy = nll / settings.tokens_per_step
@@ -194,6 +195,8 @@ class Trainer:
                 record["teacher_kl_nats"] = _finite(divergence)
         if self.work.scaled:
             record["loss_scale"] = scale
+        if routed := others[self.work.num_told :]:
+            record["experts"] = describe_routing(routed, self.stage.config, settings.tokens_per_step)
         if skip:
             reason = reason_of_skip(loss, norm, loss_limit, norm_limit, scale)
             record["skipped"] = reason
@@ -212,8 +215,6 @@ class Trainer:
 
     def _hear(self, agreed: Agreed) -> None:
         """What the ranks told each other with a step."""
-        if self.ranks.size == 1:
-            return
         self._agreed = Agreed(agreed.signal_number or self._agreed.signal_number, agreed.pause)
         least, decisions = agreed.micro_batch, self.work.decisions
         if least is not None and least < decisions.micro_batch:

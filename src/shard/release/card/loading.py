@@ -3,7 +3,7 @@
 from shard.release.card.facts import Facts
 from shard.release.card.markdown import PICTURES, table
 from shard.release.gguf import limits
-from shard.release.hugging_face import obstacle
+from shard.release.hugging_face import MIXTURE_FILE, obstacle
 from shard.units import format_size
 
 LOADING = """\
@@ -44,6 +44,8 @@ def files_section(facts: Facts) -> str:
     """Every file or folder of the bundle that is there, or of the repository that it becomes."""
     folder = facts.bundle
     for_transformers = "the same weights, in bf16, for transformers: VaultGemmaForCausalLM, no remote code"
+    if facts.run.recipe.config.moe is not None:
+        for_transformers = "the same weights, in bf16, for transformers, with the code of the model: trust_remote_code"
     what = {
         "models/model.pt": "the weights in bf16: keys model, cfg",
         "models/pretrain.pt": "what the anneal branched from, in bf16: model, optimizer, step, tokens, cfg",
@@ -86,6 +88,12 @@ def _transformers(facts: Facts) -> str:
     if reason := obstacle(facts.run.recipe.config):
         return f"There is {reason}.\n\n"
     lines = TRANSFORMERS.format(model=facts.repository or "hf")
+    if facts.run.recipe.config.moe is not None:
+        lines = lines.replace("')\n", "', trust_remote_code=True)\n", 1)
+        return (
+            "With transformers, version 5.23 or newer, which has no such mixture of experts: the folder brings "
+            f"`{MIXTURE_FILE}`, which is run, as `trust_remote_code` says. Read it first.\n\n```python\n{lines}```\n\n"
+        )
     return f"With transformers, version 5.23 or newer, and no code of ours:\n\n```python\n{lines}```\n\n"
 
 

@@ -16,6 +16,7 @@ def architecture_section(facts: Facts) -> str:
     c = facts.run.recipe.config
     rows = [
         ["Parameters", f"{count_parameters(c).total:,}"],
+        *([["Parameters that compute a token", f"{count_parameters(c).active:,}"]] if c.moe is not None else []),
         ["Layers", f"{c.num_layers} ({c.layer_types}: L = local, window {c.sliding_window}; G = global)"],
         ["Hidden size, feed-forward", f"{c.hidden_size}, SwiGLU {c.intermediate_size}"],
         ["Heads", f"{c.num_heads} of {c.head_dim}"],
