@@ -334,6 +334,6 @@ def test_ctrl_c_ends_a_cluster_that_shard_started(cluster: Cluster) -> None:
     started = cluster.processes()
     assert len(started) > 3
     os.killpg(cluster.owner.pid, signal.SIGINT)
-    out, _ = cluster.owner.communicate(timeout=30)
+    out, _ = cluster.owner.communicate(timeout=60)
     assert (cluster.owner.returncode, out, cluster.log.read_text()) == (0, "stopped\n", "")
-    wait_until(lambda: not any(map(is_alive, started)), 5)
+    wait_until(lambda: not any(map(is_alive, started)), 30)
