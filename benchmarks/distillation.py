@@ -36,9 +36,10 @@ from torch import Tensor
 from shard.config import Config
 from shard.data.loader import BatchLoader
 from shard.distillation.causal import CausalTeacher
+from shard.distillation.entries import pad_entries
 from shard.distillation.loss import DenseTargets, SparseTargets, chunked_distilled_loss, dense_log_probabilities
 from shard.distillation.settings import DistillationSettings
-from shard.distillation.sparse import count_draws, draw_independent, draw_systematic, entropy, pad_entries
+from shard.distillation.sparse import count_draws, draw_independent, draw_systematic, entropy
 from shard.distillation.teach import TargetWriter
 from shard.distillation.teacher import CachedTeacher, Distillation, OnlineTeacher
 from shard.environment import environment

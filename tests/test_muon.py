@@ -180,7 +180,7 @@ def test_state_is_complete_at_step_zero():
     assert len(muon.state_dict()["state"]) == len(SHAPES)
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), ()])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5), ()])
 def test_only_matrices_are_taken(shape):
     with pytest.raises(ValueError, match="takes matrices"):
         Muon([torch.nn.Parameter(torch.zeros(shape))])

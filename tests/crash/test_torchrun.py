@@ -126,7 +126,8 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [1, 0])
 def test_a_killed_rank_restarts_all_and_ends_as_the_undisturbed_run(
     prepared: Path, undisturbed: Path, tmp_path: Path, index: int
 ) -> None:

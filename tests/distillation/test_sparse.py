@@ -10,15 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from shard.distillation.entries import Entries, join_entries, pad_entries
 from shard.distillation.loss import DenseTargets, SparseTargets, Targets, chunked_distilled_loss
 from shard.distillation.sparse import (
-    Entries,
     count_draws,
     draw_independent,
     draw_systematic,
     entropy,
-    join_entries,
-    pad_entries,
     sampled_entries,
     top_k_entries,
 )

@@ -26,6 +26,7 @@ VERBS = {
     "run": [*STAGE, *READING, "--fork", "--max-time", "--track"],
     "tokenizer": [*STAGE, *READING],
     "data": [*STAGE, *READING, "--stats"],
+    "teach": STAGE,
     "pretrain": [*STAGE, "--fork", "--max-time", "--track", "--until"],
     "anneal": [*STAGE, "--fork", "--from-step", "--max-time", "--track"],
     "evaluate": [*STAGE, "--limit", "--mirror", "--tasks"],
@@ -113,7 +114,7 @@ def test_version(shard: Shard) -> None:
 
 def test_recipes_are_listed(shard: Shard) -> None:
     lines = shard("recipes").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["quickstart", "shard-40m-v1"]
+    assert [line.split()[0] for line in lines] == ["quickstart", "shard-40m-v1", "shard-412m-moe"]
 
 
 # Mistakes in the arguments and the recipe: 2, before any work.

@@ -160,7 +160,7 @@ def left_alone(ranks: Ranks, how: str) -> Any:
     return None
 
 
-@pytest.mark.parametrize("how", ["killed", "silent"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_or_silent_does_not_hang_the_others(how: str) -> None:
     """One of those that are left says so; gone is seen at once, silence after the time that is allowed for it."""
     results = run_ranks(3, left_alone, how, silence=4.0)

@@ -8,9 +8,10 @@ import torch
 from tiny_stage import CONFIG, assert_same_end, make_stage, make_trainer, metrics, write_data
 from torch import Tensor
 
+from shard.distillation.entries import pad_entries
 from shard.distillation.loss import DenseTargets, SparseTargets, dense_log_probabilities, plain_distilled_loss
 from shard.distillation.settings import DistillationSettings
-from shard.distillation.sparse import pad_entries, sampled_entries
+from shard.distillation.sparse import sampled_entries
 from shard.distillation.teacher import Distillation
 from shard.model import ShardLM
 from shard.training.step import TrainingStep
@@ -136,6 +137,7 @@ def test_sampled_targets_train_as_all_of_the_distribution_does(data: Path, tmp_p
 def test_the_compiled_step_is_the_eager_one(data: Path, tmp_path: Path, source: type[Bigrams]) -> None:
     """Also with a weight that changes, which is not compiled anew."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     ends = []
     for compiled in (False, True):
         follows = {"teacher": teacher(source(), weight=0.9, weight_end=0.1)}

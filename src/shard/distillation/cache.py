@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard.data.shards import read_token_ledger, token_dtype
+from shard.distillation.entries import Entries, pad_entries
 from shard.distillation.settings import DistillationSettings
-from shard.distillation.sparse import Entries, pad_entries
 from shard.errors import ShardError
 from shard.files import atomic_open, read_json, sha256_of, write_json
 from shard.provenance import fingerprint

@@ -11,24 +11,12 @@ gradient is biased.
 Shape suffixes: C tokens, V vocabulary, S draws, K targets; M entries of all tokens together.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-class Entries(NamedTuple):
-    """Targets of some tokens one after the other: `num` ids of each [C], then all ids and their values [M].
-
-    Values are counts of draws, or log-probabilities in nats; `entropy` [C] is the teacher's own, in nats.
-    """
-
-    num: NDArray[Any]
-    ids: NDArray[Any]
-    values: NDArray[Any]
-    entropy: NDArray[np.float16]
+from shard.distillation.entries import Entries
 
 
 def entropy(log_p_CV: Tensor) -> Tensor:
@@ -77,18 +65,3 @@ def top_k_entries(log_p_CV: Tensor, k: int) -> Entries:
 
 def _half(values: Tensor) -> NDArray[np.float16]:
     return values.to(torch.float16).cpu().numpy()
-
-
-def join_entries(parts: list[Entries]) -> Entries:
-    """Entries of tokens that follow one another."""
-    return Entries(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-
-
-def pad_entries(entries: Entries, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """ids and values [C, width] of every token; beyond its own, id 0 with the value 0."""
-    num_C: NDArray[np.int64] = entries.num.astype(np.int64)
-    rows = np.repeat(np.arange(len(num_C)), num_C)
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(num_C) - num_C, num_C)
-    ids, values = np.zeros((len(num_C), width), np.int64), np.zeros((len(num_C), width), np.float32)
-    ids[rows, columns], values[rows, columns] = entries.ids, entries.values
-    return ids, values

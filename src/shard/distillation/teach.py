@@ -24,9 +24,10 @@ from shard.distillation.cache import (
     write_unit,
 )
 from shard.distillation.causal import CausalTeacher
+from shard.distillation.entries import Entries, join_entries
 from shard.distillation.loss import dense_log_probabilities
 from shard.distillation.settings import DistillationSettings
-from shard.distillation.sparse import Entries, join_entries, sampled_entries, top_k_entries
+from shard.distillation.sparse import sampled_entries, top_k_entries
 from shard.errors import ShardError
 from shard.provenance import fingerprint
 from shard.training.loss import CHUNK_LOGITS

@@ -180,7 +180,7 @@ def _pieces_of(step: Any, key: str) -> list[Any]:
 
 def _is_short(replace: dict[str, Any]) -> bool:
     """Whether a step replaces one text by another, and does not make the whole much longer."""
-    return "String" in replace["pattern"] and len(replace["content"]) <= 8
+    return "String" in replace.get("pattern", {}) and len(replace.get("content", "")) <= 8
 
 
 def _check_steps(parts: dict[str, Any]) -> None:
@@ -201,7 +201,8 @@ def _check_steps(parts: dict[str, Any]) -> None:
         if step == "post_processor" and is_empty_template(part):
             continue
         for piece in part.get("pretokenizers", part.get("decoders", [part])):
-            is_split = piece["type"] == "Split" and (piece["pattern"] in _PATTERNS or "String" in piece["pattern"])
+            pattern = piece.get("pattern", {})
+            is_split = piece["type"] == "Split" and (pattern in _PATTERNS or "String" in pattern)
             is_decoder = step == "decoder" and (
                 piece["type"] in ("ByteFallback", "Fuse") or (piece["type"] == "Replace" and _is_short(piece))
             )
