@@ -1,5 +1,7 @@
 """A tiny model that every test may use: seeded, and with no path that is silent."""
 
+import signal
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from shard.config import Config
 from shard.model import ShardLM
 
 torch.set_num_threads(1)  # sums in the same order on every machine
+# A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +30,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 @cache
 def start_server() -> None:
     """The process that is forked: it imports all that ranks need, for which it has to find the tests."""
-    PROCESSES.set_forkserver_preload(["rank_processes", "tiny_stage"])
+    PROCESSES.set_forkserver_preload(
+        ["rank_processes", "tiny_stage", "torch._dynamo"]
+    )  # the last is what an optimizer imports
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
@@ -82,14 +85,13 @@ def _rank(
     try:
         ranks = Ranks.join(timedelta(seconds=silence))
         result = function(ranks, *arguments)
-        ranks.part()
     except BaseException as error:
         error.__notes__ = [traceback.format_exc()]
         result = error
     with suppress(BrokenPipeError):
         end.send_bytes(pickle.dumps(result))  # Connection.send would share tensors with a process that is gone
     end.close()
-    os._exit(0)  # what another rank still waits for is not waited for here
+    time.sleep(PATIENCE)  # until it is killed: the first rank keeps the store that the others may still read
 
 
 def good(results: list[Any]) -> list[Any]:
