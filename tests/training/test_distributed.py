@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,11 @@ class TeacherOfPlaces:
         return DenseTargets(3.0 * torch.eye(16)[rows], table)
 
 
-def gradients(
-    ranks: Ranks, data: Path, folder: Path, micro_batch: int, has_teacher: bool = False
-) -> dict[str, torch.Tensor]:
+def gradients(ranks: Ranks, data: Path, folder: Path, micro_batch: int, kind: str = "dense") -> dict[str, torch.Tensor]:
     settings = DistillationSettings(teacher="none", licence="mit", weight=0.7)
-    teacher = Distillation(TeacherOfPlaces(), settings, 20) if has_teacher else None
-    stage = make_stage(data, folder, micro_batch, stage={"ranks": ranks, "teacher": teacher})
+    teacher = Distillation(TeacherOfPlaces(), settings, 20) if kind == "taught" else None
+    config = replace(CONFIG, moe={"num_experts": 3, "top_k": 1, "num_shared": 1} if kind == "mixture" else None)
+    stage = make_stage(data, folder, micro_batch, stage={"ranks": ranks, "teacher": teacher, "config": config})
     torch.manual_seed(7)
     work = TrainingStep(stage, ShardLM(stage.config), lambda *_: None)
     kept: dict[str, torch.Tensor] = {}
@@ -102,14 +102,18 @@ def gradients(
     work.optimizer.step = keep  # type: ignore[method-assign]
     outcome = work.launch(1, stage.loader.batch(0)).wait()
     stage.loader.close()
-    return {**kept, "outcome": torch.tensor(outcome[:5])}
+    routed = torch.tensor(outcome[9 + work.num_told :])  # of a mixture
+    return {**kept, **dict(work.model.named_buffers()), "outcome": torch.tensor(outcome[:5]), "routed": routed}
 
 
-@pytest.mark.parametrize(("size", "has_teacher"), [(2, False), (3, False), (3, True)])
-def test_the_gradient_is_that_of_the_global_batch(data: Path, tmp_path: Path, size: int, has_teacher: bool) -> None:
-    """Eight rows: three ranks have 3, 3 and 2 of them, and micro-batches that fit; each asks the teacher of its own."""
-    expected = gradients(ALONE, data, tmp_path, 8, has_teacher)
-    results = good(run_ranks(size, gradients, data, tmp_path, 2, has_teacher))
+@pytest.mark.parametrize(("size", "kind"), [(2, "dense"), (3, "dense"), (3, "taught"), (3, "mixture")])
+def test_the_gradient_is_that_of_the_global_batch(data: Path, tmp_path: Path, size: int, kind: str) -> None:
+    """Eight rows: three ranks have 3, 3 and 2 of them, and micro-batches that fit; each asks a teacher of its own, and
+    the loads of experts are those of all.
+    """
+    expected = gradients(ALONE, data, tmp_path, 8, kind)
+    assert (expected["routed"].numel() > 0) == (kind == "mixture")
+    results = good(run_ranks(size, gradients, data, tmp_path, 2, kind))
     for name, gradient in expected.items():
         torch.testing.assert_close(results[0][name], gradient, rtol=2e-5, atol=1e-7)
         for other in results[1:]:
