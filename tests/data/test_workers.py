@@ -76,6 +76,7 @@ def test_one_worker_is_this_process_and_does_a_piece_when_it_is_asked_for() -> N
 
 
 def test_auto_is_a_process_for_each_processor_within_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for processors, expected in ((1, 1), (None, 1), (3, 3), (500, MOST_WORKERS)):
         monkeypatch.setattr(os, "cpu_count", lambda: processors)  # noqa: B023
         assert Workers.auto().count == expected

@@ -19,6 +19,7 @@ from itertools import islice
 from multiprocessing import active_children, get_context
 from typing import TypeVar
 
+from shard.environment import count_cores
 from shard.errors import ShardError
 
 Piece = TypeVar("Piece")
@@ -44,7 +45,7 @@ class Workers:
     @classmethod
     def auto(cls) -> "Workers":
         """A process for each processor, within reason."""
-        return cls(count=min(MOST_WORKERS, os.cpu_count() or 1))
+        return cls(count=min(MOST_WORKERS, count_cores()))
 
     def map(self, function: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
         """function(piece) of every piece, in order, so many at the same time. `function` is one of a module, and
