@@ -31,10 +31,12 @@ PATTERNS = ("LG", "LLLLLG")
 BARS = {"LG": 1.2, "LLLLLG": 1.45}
 
 
-def attention_of(attend: "callable", config: Config, dtype: torch.dtype, device: torch.device, length: int = LENGTH):
-    """Attention of one layer forward and backward on one sequence."""
+def attention_of(
+    attend: "callable", config: Config, dtype: torch.dtype, device: torch.device, length: int = LENGTH, rows: int = 1
+):
+    """Attention of one layer forward and backward on so many sequences."""
     torch.manual_seed(0)
-    shape = (1, length, config.num_heads, config.head_dim)
+    shape = (rows, length, config.num_heads, config.head_dim)
     q, k, v, d_y = (torch.randn(shape).to(device, dtype).transpose(1, 2) for _ in range(4))
     for x in (q, k, v):
         x.requires_grad_()
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="whole models")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--eager", action="store_true", help="not compiled")
+    parser.add_argument("--rows", type=int, default=1, help="sequences of a micro-batch")
     arguments = parser.parse_args()
 
     how = "off" if arguments.eager else "auto"
@@ -60,7 +63,12 @@ def main() -> None:
         config = Config(num_layers=arguments.layers, layer_pattern=pattern)
         with tempfile.TemporaryDirectory() as folder:
             return shard_step(
-                Path(folder), config, sequence_length=length, tokens_per_step=length, micro_batch=1, compile=how
+                Path(folder),
+                config,
+                sequence_length=length,
+                tokens_per_step=arguments.rows * length,
+                micro_batch=arguments.rows,
+                compile=how,
             )
 
     base = step_of("LG", 1024)
@@ -72,9 +80,13 @@ def main() -> None:
     attention = measure(
         {
             "global": attention_of(
-                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), config, dtype, device
+                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+                config,
+                dtype,
+                device,
+                rows=arguments.rows,
             ),
-            "local": attention_of(attend_local, config, dtype, device),
+            "local": attention_of(attend_local, config, dtype, device, rows=arguments.rows),
         },
         arguments.pairs,
     )
@@ -88,14 +100,19 @@ def main() -> None:
     if arguments.whole:
         sides = {}
         for pattern in ("G", *PATTERNS):
-            work, rows = step_of(pattern, LENGTH), random_rows(config, 1, LENGTH)
+            work, rows = step_of(pattern, LENGTH), random_rows(config, arguments.rows, LENGTH)
             sides[pattern] = lambda work=work, rows=rows: work.accumulate_gradients(rows)
         seconds = measure(sides, arguments.pairs)
         result["how"] = "whole models"
     else:
-        rows = random_rows(config, 1, 1024)
+        rows = random_rows(config, arguments.rows, 1024)
         short = attention_of(
-            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), config, dtype, device, 1024
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            config,
+            dtype,
+            device,
+            1024,
+            arguments.rows,
         )
         parts = measure({"model": lambda: base.accumulate_gradients(rows), "attention": short}, arguments.pairs)
         rest = [

@@ -113,7 +113,7 @@ class _ChunkedDistilledLoss(torch.autograd.Function):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num_tokens, vocab_size = hidden_ND.size(0), table_VD.size(0)
-        chunk = max(1, hard.CHUNK_LOGITS // vocab_size)
+        chunk = hard.chunk_tokens(vocab_size, hidden_ND.device)
         weight_VD = table_VD.to(hidden_ND.dtype)
         d_hidden_chunks = []
         d_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
@@ -188,7 +188,7 @@ def chunked_distilled_loss(
     temperature: float = 1.0,
     scale: float | Tensor = 1.0,
 ) -> TeacherLoss:
-    """The same as plain_distilled_loss in memory of CHUNK_LOGITS logits of each of the two models.
+    """The same as plain_distilled_loss in memory of a chunk's logits of each of the two models.
 
     `weight` is the share of the teacher, from 0 to 1 (a tensor where it changes from step to step: a compiled step
     would be compiled anew for each number). The rest is as in chunked_loss. Differentiable once, in `total`.

@@ -30,7 +30,7 @@ from shard.distillation.settings import DistillationSettings
 from shard.distillation.sparse import sampled_entries, top_k_entries
 from shard.errors import ShardError
 from shard.provenance import fingerprint
-from shard.training.loss import CHUNK_LOGITS
+from shard.training.loss import chunk_tokens
 
 TEACHER_TOKENS = 4096
 """Tokens that the teacher reads at once."""
@@ -110,7 +110,7 @@ class TargetWriter:
         if self._model is None:
             self._model = self._load()
         dense = self._model.targets(torch.from_numpy(rows).to(self.device))
-        length, chunk = self.sequence_length, max(1, CHUNK_LOGITS // self.vocab_size)
+        length, chunk = self.sequence_length, chunk_tokens(self.vocab_size, self.device)
         for i, number in enumerate(numbers):
             uniform = torch.from_numpy(uniform_numbers(self.seed, source, number, length)).to(self.device)
             parts = []

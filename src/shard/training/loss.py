@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_LOGITS = 2**22
-"""Logits held at once: 16 MiB in fp32, which stays in the cache of a CPU and fills a GPU."""
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24, "mps": 2**24}
+"""Logits held at once: 16 MiB in fp32 stay in the cache of a CPU, 64 MiB fill a GPU."""
+LEAST_CHUNK = {"cpu": 128, "cuda": 512, "mps": 128}
+"""Tokens of a chunk at least: each one reads the table twice and its gradient once, and writes the latter."""
 
 
 class Loss(NamedTuple):
@@ -24,6 +26,12 @@ class Loss(NamedTuple):
     total: Tensor
     nll_sum: Tensor
     z_sum: Tensor
+
+
+def chunk_tokens(vocab_size: int, device: torch.device | str) -> int:
+    """Tokens whose logits are held at once on a device, or on a type of devices."""
+    kind = torch.device(device).type
+    return max(LEAST_CHUNK[kind], CHUNK_LOGITS[kind] // vocab_size)
 
 
 def plain_loss(
@@ -49,7 +57,7 @@ class _ChunkedLoss(torch.autograd.Function):
         scale: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_tokens, vocab_size = hidden_ND.size(0), table_VD.size(0)
-        chunk = max(1, CHUNK_LOGITS // vocab_size)
+        chunk = chunk_tokens(vocab_size, hidden_ND.device)
         weight_VD = table_VD.to(hidden_ND.dtype)
         d_hidden_chunks = []
         d_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
@@ -82,7 +90,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def chunked_loss(
     hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float, scale: float | Tensor = 1.0
 ) -> Loss:
-    """The same as plain_loss in memory of CHUNK_LOGITS logits.
+    """The same as plain_loss in memory of the logits of a chunk.
 
     `hidden_ND` is in the compute dtype; `table_VD` is the master table, cast once. `scale` is applied before the
     gradients are rounded to the compute dtype: give 1 / tokens of the whole step, times the loss scale of fp16.

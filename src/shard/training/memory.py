@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shard.config import Config
 from shard.training.cost import checkpoint_bytes, count_parameters
-from shard.training.loss import CHUNK_LOGITS
+from shard.training.loss import chunk_tokens
 from shard.training.settings import StageSettings
 
 PROCESS_BYTES = {False: 360e6, True: 700e6}
@@ -59,7 +59,7 @@ def predict_memory(
         process=int(PROCESS_BYTES[compiled]) if on_cpu else 0,
         state=checkpoint_bytes(config) * (2 if on_cpu else 1),
         gradients=gradients if micro_batch < rows else 0,
-        activations=activation_bytes(config, tokens, precision, compiled, settings.recompute == "layer"),
+        activations=activation_bytes(config, tokens, precision, compiled, settings.recompute == "layer", device),
         update=gradients + UPDATE_COPIES * 4 * largest_stack,
     )
 
@@ -84,7 +84,9 @@ def layer_bytes(config: Config, precision: str, compiled: bool) -> int:
     return 2 * hidden * (4 + 4 + size) + size * (5 * width + 4 * inner)
 
 
-def activation_bytes(config: Config, tokens: int, precision: str, compiled: bool, recompute: bool) -> int:
+def activation_bytes(
+    config: Config, tokens: int, precision: str, compiled: bool, recompute: bool, device: str = "cpu"
+) -> int:
     """What the backward pass of a micro-batch of so many tokens holds at its peak.
 
     With `recompute` only the stream is kept of every layer, and all of one layer at a time. Products keep their weights
@@ -97,7 +99,7 @@ def activation_bytes(config: Config, tokens: int, precision: str, compiled: bool
     kept = config.num_layers * size * hidden + layer if recompute else config.num_layers * layer
     backward = size * (4 * inner + 2 * hidden)
     head = size * 3 * hidden
-    chunk = min(CHUNK_LOGITS, tokens * config.vocab_size)
+    chunk = min(chunk_tokens(config.vocab_size, device), tokens) * config.vocab_size
     loss = CHUNK_COPIES[compiled] * 4 * chunk + 4 * count.embedding
     cast = 0 if precision == "fp32" else size * (count.matrix + count.embedding)
     table_gradient = 4 * count.embedding
