@@ -84,7 +84,7 @@ def test_every_verb_has_help(shard: Shard, verb: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """`shard --help` answers in under half a second (make bench-startup): importing torch takes longer, and the tables
+    """`shard --help` answers in under half a second: importing torch takes longer, and the tables
     of a recipe (pydantic) as long as all the rest. A clock would judge the machine, so the imports are looked at. For
     the help of a verb typer itself needs pydantic.
     """
