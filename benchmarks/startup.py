@@ -6,11 +6,13 @@
 Every start is a process of its own, timed from before it begins to the end of its first micro-batch of --rows
 sequences of random tokens. The first start finds no decisions and no compiled code, the later ones find what it left.
 The second micro-batch shows what of the first was computing. Reading data and a checkpoint are not part of it.
+Processor time, of all threads, is given too, for a machine that others use.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,19 +37,29 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
-def time_commands(run: Path, repeats: int) -> dict[str, dict[str, float]]:
+def processor_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def time_commands(run: Path, repeats: int) -> dict[str, dict[str, dict[str, float]]]:
     """Seconds of whole processes, in turns; the first of each, which reads the disk, is left out."""
     run.mkdir()
     (run / "recipe.toml").write_text(Recipe.load("quickstart").to_toml(), encoding="utf-8")
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for i in range(repeats + 1):
         for name, arguments in COMMANDS.items():
             command = [sys.executable, "-m", "shard", *(str(run) if a == "RUN" else a for a in arguments)]
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), processor_seconds()
             subprocess.run(command, check=True, capture_output=True)
             if i > 0:
-                seconds[name].append(time.perf_counter() - begun)
-    return {name: summary(measured) for name, measured in seconds.items()}
+                measured[name].append((time.perf_counter() - begun, processor_seconds() - used))
+    columns = {name: zip(*pairs, strict=True) for name, pairs in measured.items()}
+    return {
+        name: dict(zip(("seconds", "processor_seconds"), map(summary, map(list, both)), strict=True))
+        for name, both in columns.items()
+    }
 
 
 def time_starts(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +79,8 @@ def time_starts(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if warm:
         parts = {part: summary([start["parts"][part] for start in warm]) for part in cold["parts"]}
         seconds = summary([start["seconds"] for start in warm])
-        result["warm"] = {"seconds": seconds, "parts": parts, "cache": warm[-1]["cache"]}
+        used = {key: summary([start[key] for start in warm]) for key in cold if key.startswith("processor")}
+        result["warm"] = {"seconds": seconds, "parts": parts, **used, "cache": warm[-1]["cache"]}
     return result
 
 
@@ -97,11 +110,13 @@ def start_training(arguments: argparse.Namespace) -> dict[str, Any]:
     how = {"sequence_length": arguments.sequence_length, "tokens_per_step": tokens, "micro_batch": arguments.rows}
     step = shard_step(arguments.folder, config, compile="off" if arguments.eager else "auto", **how)
     end_of("decisions, model and optimizer")
+    processor = []
     for micro_batch in ("first micro-batch", "second micro-batch"):
         step.accumulate_gradients(batch)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         end_of(micro_batch)
+        processor.append(time.process_time())
     computing = parts.pop("second micro-batch")
     first = parts.pop("first micro-batch")
     spent = {name: sum(seconds) for name, seconds in compilation_time_metrics.items()}
@@ -114,6 +129,8 @@ def start_training(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": sum(parts.values()),
         "parts": parts,
+        "processor_seconds": processor[0],
+        "processor_seconds_of_computing": processor[1] - processor[0],
         "cache": {
             f"{stage} {outcome}": counters[group][f"{name}_{outcome}"]
             for stage, group, name in (
@@ -132,13 +149,18 @@ def start_training(arguments: argparse.Namespace) -> dict[str, Any]:
 def lines(result: dict[str, Any]) -> list[str]:
     """The result, to read."""
     spread = "{median:.2f} s ({min:.2f} to {max:.2f})"
-    text = [f"{name:<18} {spread.format(**seconds)}" for name, seconds in result["commands"].items()]
+    text = [
+        f"{name:<18} {spread.format(**of['seconds'])}; processor {spread.format(**of['processor_seconds'])}"
+        for name, of in result["commands"].items()
+    ]
     if "training" in result:
         training = result["training"]
         text.append(f"first micro-batch without the compiler's cache: {training['cold']['seconds']:.1f} s")
         if "warm" in training:
             text.append(f"first micro-batch with it: {spread.format(**training['warm']['seconds'])}")
             text += [f"  {part:<42} {spread.format(**s)}" for part, s in training["warm"]["parts"].items()]
+            processor, computing = (training["warm"][f"processor_seconds{of}"] for of in ("", "_of_computing"))
+            text.append(f"  processor {spread.format(**processor)}, of which computing {spread.format(**computing)}")
     return text
 
 
