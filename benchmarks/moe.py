@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--scale", default="small", choices=SCALES)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    for name in ("steps", "rows"):
+    for name in ("steps", "rows", "heldout-bytes"):
         parser.add_argument(f"--{name}", type=int, help="in place of the scale's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9, help="no training begins after these")
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="*", help="print what these hold, and nothing else")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
-    own = {name: getattr(arguments, name) for name in ("steps", "rows")}
+    own = {name: getattr(arguments, name) for name in ("steps", "rows", "heldout_bytes")}
     scale = replace(SCALES[arguments.scale], **{name: value for name, value in own.items() if value is not None})
     if arguments.table is not None:
         return print_table(scale, read_results(arguments.table))
