@@ -153,7 +153,6 @@ def test_what_the_command_line_imports_at_its_top_is_light() -> None:
         "shard.console",
         "shard.environment",
         "shard.errors",
-        "shard.recipe",
         "shard.signals",
         "shard.units",
     }

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from shard.units import Size, format_count, format_duration, format_size, parse_duration, parse_size
+from shard.data.settings import Size
+from shard.units import format_count, format_duration, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

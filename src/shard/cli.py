@@ -13,7 +13,6 @@ from shard import __version__
 from shard.console import Reporter
 from shard.environment import num_ranks, set_process_defaults
 from shard.errors import ShardError, UsageError
-from shard.recipe import Recipe, packaged_recipes
 from shard.signals import stop_on_sigterm
 from shard.units import deadline_after, format_size
 
@@ -322,6 +321,7 @@ def import_(
     json_: JsonOption = False,
 ) -> None:
     """Make a run folder from a bundle, to anneal from its pretraining, or from a Hugging Face export."""
+    from shard.recipe import Recipe
     from shard.release.hugging_face_import import import_hugging_face, is_hugging_face, recipe_for
     from shard.release.importer import check_sums, import_bundle
 
@@ -371,6 +371,7 @@ def plan(
     """What a recipe will take: parameters, tokens, FLOPs, memory, disk, time."""
     from shard.plan import describe_plan
     from shard.plan import plan as make_plan
+    from shard.recipe import Recipe
 
     folder = Path(recipe)
     loaded = Recipe.load(str(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else recipe, set_, data)
@@ -409,10 +410,7 @@ def report(
     from shard.report.page import write_report
 
     path = write_report(runs, out)
-    if json_:
-        return _print({"report": str(path)}, True)
-    print(path)
-    return None
+    print(json.dumps({"report": str(path)}, indent=2) if json_ else path)
 
 
 @app.command()
@@ -451,6 +449,8 @@ def doctor(json_: JsonOption = False) -> None:
 @app.command()
 def recipes() -> None:
     """The packaged recipes."""
+    from shard.recipe import Recipe, packaged_recipes
+
     for name in packaged_recipes():
         print(f"{name:<14} {Recipe.load(name).description}")
 

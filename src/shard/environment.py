@@ -1,6 +1,5 @@
 """The machine: device, threads, precision, compiler, versions, and the switches that make torch repeat itself."""
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -155,6 +154,8 @@ def device_name(device: "torch.device") -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a run depends on."""
+    import importlib.metadata  # not at the top: it is slow to import, and `shard --help` needs none of it
+
     names = ("torch", "numpy", "tokenizers", "tokie", "safetensors", "pyarrow", "pydantic")
     return {
         "shard": importlib.metadata.version("shard-lm"),

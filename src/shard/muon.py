@@ -32,6 +32,10 @@ POLAR_EXPRESS = (
 RESTORABLE = {"quintic": 1.4e-3, "polar_express": 0.7e-3}
 
 
+STACK_ELEMENTS = 2**25
+"""Of a stack that is updated at once: 128 MiB in fp32. More would fill no device better and take memory."""
+
+
 def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Bring the singular values of each matrix of a stack [K, M, N] to about one; returns the same shape in `dtype`.
 
@@ -107,29 +111,34 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     stacks[p.shape].append(p)
             for params in stacks.values():
-                self._update(params, group)
+                at_once = max(1, STACK_ELEMENTS // params[0].numel())
+                for first in range(0, len(params), at_once):
+                    self._update(params[first : first + at_once], group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of a list of equally shaped parameters."""
+        """One step of a list of equally shaped parameters, as one stack: a kernel for all, not one for each."""
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        grads = torch.stack([p.grad for p in params if p.grad is not None])
         buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
+        averages = torch.stack(buffers)
+        taken: Tensor | float = 1.0
         if self.found_inf is not None:
             # The momentum stays where it moves towards itself, and the update below is multiplied by zero.
-            skip = self.found_inf.bool()
-            grads = [torch.where(skip, buffer, grad) for buffer, grad in zip(buffers, grads, strict=True)]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        directions = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        stack = torch.stack(directions)
-        updates = self._orthogonalize(stack.flatten(0, -3), group["method"], group["dtype"]).to(params[0].dtype)
-        updates = updates.reshape(stack.shape)
-        taken: Tensor | float = 1.0 if self.found_inf is None else 1 - self.found_inf
+            grads = torch.where(self.found_inf.bool(), averages, grads)
+            taken = 1 - self.found_inf
+        averages.lerp_(grads, 1 - momentum)
+        torch._foreach_copy_(buffers, list(averages.unbind()))
+        directions = grads.lerp_(averages, momentum) if group["nesterov"] else averages
+        del grads, averages
+        updates = self._orthogonalize(directions.flatten(0, -3), group["method"], group["dtype"]).to(directions.dtype)
+        updates = updates.reshape(directions.shape)
+        del directions
         if self.found_inf is not None:
             updates = updates * taken
-        if decay and group["cautious"]:
-            for p, update in zip(params, updates, strict=True):
-                p.sub_(p * (update * p >= 0) * taken, alpha=lr * decay)
-        elif decay:
-            torch._foreach_sub_(params, [p * taken for p in params], alpha=lr * decay)
+        weights = torch.stack(params)
+        if decay:
+            shrunk = weights * (updates * weights >= 0) if group["cautious"] else weights
+            weights.sub_(shrunk * taken, alpha=lr * decay)
         rows, columns = params[0].shape[-2:]
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
+        weights.add_(updates, alpha=-lr * max(1, rows / columns) ** 0.5)
+        torch._foreach_copy_(params, list(weights.unbind()))

@@ -2,9 +2,6 @@
 
 import re
 import time
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field
 
 from shard.errors import UsageError
 
@@ -53,10 +50,6 @@ def deadline_after(duration: str | None) -> float | None:
         return time.monotonic() + float(str(parse_duration(duration)))
     except ValueError as error:
         raise UsageError(f"--max-time {error}") from None
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=10**16)]
-"""A number of bytes."""
 
 
 def format_size(num_bytes: float) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 from shard.environment import make_deterministic, set_process_defaults
 
@@ -12,6 +13,7 @@ import torch  # noqa: E402
 
 from shard.config import Config  # noqa: E402
 from shard.model import ShardLM  # noqa: E402
+from shard.training.chunks import chunk_pass  # noqa: E402
 from shard.training.loss import Loss, chunked_loss  # noqa: E402
 
 # Large enough that the kernels share their work among the threads, small enough to be compiled in half a minute.
@@ -37,13 +39,15 @@ def gradients(dtype: torch.dtype, compiled: bool) -> str:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
 
-    def loss(inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> Loss:
-        hidden_BTD = model.hidden(inputs_BT, dtype=dtype)
-        scale = 1 / targets_BT.numel()
-        cap = CONFIG.logit_cap
-        return chunked_loss(hidden_BTD.flatten(0, 1), model.embedding.weight, targets_BT.flatten(), cap, 1e-4, scale)
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False) if compiled else function
 
-    compute: Callable[..., Loss] = torch.compile(loss, dynamic=False) if compiled else loss
+    hidden_of, run = compile(lambda inputs_BT: model.hidden(inputs_BT, dtype=dtype).flatten(0, 1)), compile(chunk_pass)
+
+    def compute(inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> Loss:
+        scale, cap = 1 / targets_BT.numel(), CONFIG.logit_cap
+        return chunked_loss(hidden_of(inputs_BT), model.embedding.weight, targets_BT.flatten(), cap, 1e-4, scale, run)
+
     tokens = torch.randint(0, CONFIG.vocab_size, (BATCH, LENGTH + 1))
     for _ in range(2):  # twice: the sums of the second go on from those of the first, as over micro-batches
         compute(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()).total.backward()

@@ -14,7 +14,7 @@ from shard.distillation.loss import (
     chunked_distilled_loss,
     plain_distilled_loss,
 )
-from shard.training import loss as hard
+from shard.training import chunks
 from shard.training.loss import chunked_loss
 
 V, D, E, K = 50, 12, 9, 6
@@ -83,7 +83,7 @@ def fp64_loss(hidden, table, targets, soft, weight, cap, z_loss, temperature, sc
 @pytest.fixture
 def seven_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of seven tokens, which divide few of the lengths below."""
-    monkeypatch.setattr(hard, "chunk_tokens", lambda *_: 7)
+    monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,7 +181,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["dense", "sampled", "top_k"])
 def test_never_holds_all_logits_of_student_or_teacher(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(hard, "chunk_tokens", lambda *_: 40)
+    monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 40)
     hidden, table, targets = make(1000)
     soft = make_teacher(kind, 1000)
     largest = {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shard.model import local_attention
-from shard.training.flex import flex_attention_works, flex_local_attention, masked_flex_attention, sliding_window_mask
+from shard.training.flex import flex_attention_works, make_flex_attention, masked_flex_attention, sliding_window_mask
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -12,25 +12,16 @@ from shard.training.flex import flex_attention_works, flex_local_attention, mask
 def test_equals_local_attention_uncompiled(num_tokens):
     torch.manual_seed(num_tokens)
     q, k, v = (torch.randn(2, 3, num_tokens, 16) for _ in range(3))
-    window = 8
-    torch.testing.assert_close(
-        masked_flex_attention(q, k, v, window), local_attention(q, k, v, window), rtol=1e-5, atol=1e-5
-    )
+    mask = sliding_window_mask(num_tokens, 8, torch.device("cpu"))
+    torch.testing.assert_close(masked_flex_attention(q, k, v, mask), local_attention(q, k, v, 8), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("error:flex_attention called without torch.compile")
 def test_outside_of_compile_the_scores_are_never_held():
     """An evaluation that is not compiled takes the block-local way."""
     q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
-    assert torch.equal(flex_local_attention(q, k, v, 8), local_attention(q, k, v, 8))
-
-
-def test_masks_are_made_once_for_each_shape():
-    sliding_window_mask.cache_clear()
-    cpu = torch.device("cpu")
-    first = sliding_window_mask(64, 8, cpu)
-    assert sliding_window_mask(64, 8, cpu) is first
-    assert sliding_window_mask(64, 9, cpu) is not first
+    attend = make_flex_attention(40, 8, torch.device("cpu"))
+    assert torch.equal(attend(q, k, v, 8), local_attention(q, k, v, 8))
 
 
 def test_blocks_out_of_sight_are_left_out():
@@ -51,14 +42,14 @@ def test_a_probe_that_fails_gives_its_reason(monkeypatch):
 
 
 def test_a_probe_that_computes_something_else_is_refused(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, window: local_attention(q, k, v, window - 1))
+    monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, mask: local_attention(q, k, v, 127))
     works, reason = flex_attention_works(torch.device("cpu"), torch.float32)
     assert not works
     assert "differs from block-local attention" in reason
 
 
 def test_a_probe_that_agrees_is_used(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: local_attention)
+    monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, mask: local_attention(q, k, v, 128))
     assert flex_attention_works(torch.device("cpu"), torch.float32)[0]
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shard.training import loss as loss_module
-from shard.training.loss import chunk_tokens, chunked_loss, plain_loss
+from shard.training import chunks
+from shard.training.chunks import chunk_tokens
+from shard.training.loss import chunked_loss, plain_loss
 
 V, D = 50, 12
 
@@ -34,7 +35,7 @@ def fp64_loss(hidden, table, targets, cap, z_loss, scale):
 @pytest.fixture
 def seven_rows(monkeypatch):
     """Chunks of seven tokens, which divide few of the lengths below."""
-    monkeypatch.setattr(loss_module, "chunk_tokens", lambda *_: 7)
+    monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 7)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 6, 7, 8, 14, 20])
@@ -101,7 +102,7 @@ def test_bf16_gradient_does_not_vanish_at_a_small_scale(seven_rows):
 
 def test_table_gradient_is_summed_in_fp32(monkeypatch):
     """A thousand equal tokens in chunks of one: a sum in bf16 would stop growing after 256 of them."""
-    monkeypatch.setattr(loss_module, "chunk_tokens", lambda *_: 1)
+    monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 1)
     hidden, table, targets = make(1, torch.bfloat16)
     one = torch.autograd.grad(chunked_loss(hidden, table, targets, 30.0, 0.0).total, table)[0]
     many_hidden = hidden.detach().expand(1000, D).clone().requires_grad_()
@@ -167,7 +168,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_never_holds_all_logits(monkeypatch):
-    monkeypatch.setattr(loss_module, "chunk_tokens", lambda *_: 40)
+    monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 40)
     hidden, table, targets = make(1000)
     largest = {}
     for compute in (plain_loss, chunked_loss):

@@ -148,7 +148,7 @@ def short_of_memory(ranks: Ranks, data: Path, folder: Path) -> Any:
     saved: list[Any] = []
     stage = make_stage(data, folder, 4, stage={"ranks": ranks, "save_decisions": saved.append})
     trainer = Trainer(stage, Listener())
-    compute, sizes = trainer.work._compute, []
+    compute, sizes = trainer.work._loss, []
 
     def limited(inputs, targets, scale):
         sizes.append(len(inputs))
@@ -156,7 +156,7 @@ def short_of_memory(ranks: Ranks, data: Path, folder: Path) -> Any:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return compute(inputs, targets, scale)
 
-    trainer.work._compute = limited
+    trainer.work._loss = limited
     trainer.train()
     return [decisions.micro_batch for decisions in saved], sizes[-1], trainer.reporter.warnings  # type: ignore[attr-defined]
 

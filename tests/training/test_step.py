@@ -134,7 +134,7 @@ def test_a_loss_scale_changes_the_gradient_only_by_rounding(data: Path, tmp_path
 
 def limit_memory(work: TrainingStep, most: int, error: BaseException, passes: int = 0) -> list[int]:
     """Let micro-batches of more than `most` sequences fail, `passes` of them excepted; the sizes that were tried."""
-    real, tried = work._compute, []
+    real, tried = work._loss, []
 
     def compute(inputs, targets, scale):
         tried.append(len(inputs))
@@ -142,7 +142,7 @@ def limit_memory(work: TrainingStep, most: int, error: BaseException, passes: in
             raise error
         return real(inputs, targets, scale)
 
-    work._compute = compute
+    work._loss = compute
     return tried
 
 

@@ -4,12 +4,15 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from shard.units import Size
+from shard.units import parse_size
 
 MOST_BYTES_PER_TOKEN = 8
 """More text than a token of any vocabulary holds on average: 3.7 bytes of English for 8,192 tokens, 4.6 for 262,144."""
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=10**16)]
+"""A number of bytes."""
 
 
 class Table(BaseModel):

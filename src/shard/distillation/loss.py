@@ -11,13 +11,13 @@ temperatures (Hinton et al., arXiv 1503.02531).
 Shape suffixes: N tokens, C tokens of a chunk, D hidden size, E the teacher's hidden size, V vocabulary, K targets.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.training import loss as hard
+from shard.training.chunks import ChunkPass, chunk_pass, sum_over_chunks
 from shard.training.stage import TeacherLoss
 
 
@@ -98,56 +98,34 @@ def plain_distilled_loss(
     return TeacherLoss(total, nll_sum.detach(), z_sum.detach(), kl_sum.detach())
 
 
-class _ChunkedDistilledLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        table_VD: Tensor,
-        targets_N: Tensor,
-        soft: Targets,
-        weight: float | Tensor,
-        cap: float,
-        z_loss: float,
-        temperature: float,
-        scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        num_tokens, vocab_size = hidden_ND.size(0), table_VD.size(0)
-        chunk = hard.chunk_tokens(vocab_size, hidden_ND.device)
-        weight_VD = table_VD.to(hidden_ND.dtype)
-        d_hidden_chunks = []
-        d_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
-        nll_sum, z_sum, kl_sum = (hidden_ND.new_zeros((), dtype=torch.float32) for _ in range(3))
-        for start in range(0, num_tokens, chunk):
-            hidden_CD = hidden_ND[start : start + chunk]
-            targets_C = targets_N[start : start + chunk]
-            unit_CV = torch.tanh(F.linear(hidden_CD, weight_VD).float() / cap)
-            logits_CV = cap * unit_CV
-            lse_C = logits_CV.logsumexp(dim=-1)
-            nll_sum = nll_sum + (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
-            z_sum = z_sum + lse_C.square().sum()
-            log_q_CV = logits_CV - lse_C[:, None]
-            is_target_CV = targets_C[:, None] == torch.arange(vocab_size, device=targets_C.device)
-            q_CV = log_q_CV.exp()
-            d_CV = q_CV * (1 - weight + 2 * z_loss * lse_C[:, None])
-            d_CV = torch.where(is_target_CV, d_CV - (1 - weight), d_CV)
-            if temperature != 1.0:
-                log_q_CV = (logits_CV / temperature).log_softmax(dim=-1)
-                q_CV = log_q_CV.exp()
-            p_CV, kl_C = _teacher(_cut(soft, start, start + chunk), log_q_CV, q_CV, temperature)
-            kl_sum = kl_sum + kl_C.sum()
-            d_CV = (d_CV + weight * temperature * (q_CV - p_CV)) * (1 - unit_CV.square()) * scale
-            d_CV = d_CV.to(hidden_ND.dtype)
-            d_hidden_chunks.append(d_CV @ weight_VD)
-            d_table_VD = d_table_VD + (d_CV.mT @ hidden_CD).float()
-        ctx.save_for_backward(torch.cat(d_hidden_chunks), d_table_VD)
-        total = scale * ((1 - weight) * nll_sum + weight * temperature**2 * kl_sum + z_loss * z_sum)
-        return total, nll_sum, z_sum, kl_sum
+class Distilled(NamedTuple):
+    """(1 - weight) * nll + weight * temperature^2 * KL + z_loss * z of each token, whose targets are (ids [C], the
+    teacher's); the sums are nll, z and KL.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden_ND, d_table_VD = ctx.saved_tensors
-        return d_hidden_ND * grads[0].to(d_hidden_ND.dtype), d_table_VD * grads[0], *[None] * 7
+    weight: float | Tensor
+    z_loss: float
+    temperature: float
+
+    def gradient(self, logits_CV: Tensor, targets: tuple[Tensor, Targets]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        targets_C, soft = targets
+        weight, temperature = self.weight, self.temperature
+        lse_C = logits_CV.logsumexp(dim=-1)
+        nll = (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
+        log_q_CV = logits_CV - lse_C[:, None]
+        is_target_CV = targets_C[:, None] == torch.arange(logits_CV.size(1), device=targets_C.device)
+        q_CV = log_q_CV.exp()
+        d_CV = q_CV * (1 - weight + 2 * self.z_loss * lse_C[:, None])
+        d_CV = torch.where(is_target_CV, d_CV - (1 - weight), d_CV)
+        if temperature != 1.0:
+            log_q_CV = (logits_CV / temperature).log_softmax(dim=-1)
+            q_CV = log_q_CV.exp()
+        p_CV, kl_C = _teacher(soft, log_q_CV, q_CV, temperature)
+        return d_CV + weight * temperature * (q_CV - p_CV), (nll, lse_C.square().sum(), kl_C.sum())
+
+    def total(self, sums: tuple[Tensor, ...]) -> Tensor:
+        nll, z, kl = sums
+        return (1 - self.weight) * nll + self.weight * self.temperature**2 * kl + self.z_loss * z
 
 
 def _cut(soft: Targets, start: int, stop: int) -> Targets:
@@ -187,13 +165,20 @@ def chunked_distilled_loss(
     z_loss: float,
     temperature: float = 1.0,
     scale: float | Tensor = 1.0,
+    run: ChunkPass = chunk_pass,
 ) -> TeacherLoss:
-    """The same as plain_distilled_loss in memory of a chunk's logits of each of the two models.
+    """The same as plain_distilled_loss in the memory of a chunk's logits of each of the two models.
 
     `weight` is the share of the teacher, from 0 to 1 (a tensor where it changes from step to step: a compiled step
-    would be compiled anew for each number). The rest is as in chunked_loss. Differentiable once, in `total`.
+    would be compiled anew for each number). `scale` and `run` as in sum_over_chunks.
     """
-    total, *sums = _ChunkedDistilledLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, table_VD, targets_N, soft, weight, cap, z_loss, temperature, scale
+    total, (nll, z, kl) = sum_over_chunks(
+        Distilled(weight, z_loss, temperature),
+        hidden_ND,
+        table_VD,
+        lambda start, stop: (targets_N[start:stop], _cut(soft, start, stop)),
+        cap,
+        scale,
+        run,
     )
-    return TeacherLoss(total, *(one.detach() for one in sums))
+    return TeacherLoss(total, nll, z, kl)

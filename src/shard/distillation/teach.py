@@ -30,7 +30,7 @@ from shard.distillation.settings import DistillationSettings
 from shard.distillation.sparse import sampled_entries, top_k_entries
 from shard.errors import ShardError
 from shard.provenance import fingerprint
-from shard.training.loss import chunk_tokens
+from shard.training.chunks import chunk_tokens
 
 TEACHER_TOKENS = 4096
 """Tokens that the teacher reads at once."""

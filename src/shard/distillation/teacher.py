@@ -16,6 +16,7 @@ from shard.distillation.causal import CausalTeacher
 from shard.distillation.loss import DenseTargets, SparseTargets, Targets, chunked_distilled_loss
 from shard.distillation.settings import DistillationSettings
 from shard.errors import ShardError
+from shard.training.chunks import ChunkPass, chunk_pass
 from shard.training.stage import TeacherLoss
 
 
@@ -92,7 +93,10 @@ class Distillation:
         cap: float,
         z_loss: float,
         scale: float | Tensor,
+        run: ChunkPass = chunk_pass,
     ) -> TeacherLoss:
         """chunked_distilled_loss at the recipe's temperature."""
         temperature = self.settings.temperature
-        return chunked_distilled_loss(hidden_ND, table_VD, targets_N, soft, weight, cap, z_loss, temperature, scale)
+        return chunked_distilled_loss(
+            hidden_ND, table_VD, targets_N, soft, weight, cap, z_loss, temperature, scale, run
+        )

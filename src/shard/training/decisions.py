@@ -35,10 +35,12 @@ class Decisions:
     micro_batch: int
     """Sequences computed at once."""
     flex_attention: bool
-    """Local layers by FlexAttention, on CUDA."""
+    """Local layers by FlexAttention, on CUDA, where there is nothing better."""
     reasons: dict[str, str]
     flash_window: bool = False
     """Local layers by two causal attentions, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
+    varlen_attention: bool = False
+    """Local layers by FlashAttention's window, on CUDA."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -149,8 +151,12 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
     else:
         rows = settings.tokens_per_step // settings.sequence_length
         micro_batch, reasons["micro_batch"] = min(settings.micro_batch, rows), "the recipe says so"
-    flex_works = False
+    varlen_works = flex_works = False
     if device.type == "cuda":
+        from shard.training.varlen import varlen_attention_works
+
+        varlen_works, reasons["varlen_attention"] = varlen_attention_works(device, DTYPES[precision])
+    if device.type == "cuda" and not varlen_works and compile_works:
         from shard.training.flex import flex_attention_works
 
         flex_works, reasons["flex_attention"] = flex_attention_works(device, DTYPES[precision])
@@ -159,4 +165,6 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
         from shard.training.window import flash_window_works
 
         flash_works, reasons["flash_window"] = flash_window_works(DTYPES[precision])
-    return Decisions(precision, newton_schulz, compile_works, micro_batch, flex_works, reasons, flash_works)
+    return Decisions(
+        precision, newton_schulz, compile_works, micro_batch, flex_works, reasons, flash_works, varlen_works
+    )

@@ -4,16 +4,13 @@ On some GPUs its backward pass needs more shared memory than there is, so it is 
 the block-local attention of model.py before it is used.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from shard.model import local_attention
+from shard.model import LocalAttention, local_attention
 
 
-@lru_cache(maxsize=8)
 def sliding_window_mask(num_tokens: int, window: int, device: torch.device) -> BlockMask:
     """The blocks that causal attention over the last `window` tokens touches."""
 
@@ -23,18 +20,23 @@ def sliding_window_mask(num_tokens: int, window: int, device: torch.device) -> B
     return create_block_mask(visible, None, None, num_tokens, num_tokens, device=str(device))
 
 
-def flex_local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
-    """The same function as model.local_attention, which it calls outside of torch.compile: FlexAttention holds all
-    T x T scores there.
+def make_flex_attention(num_tokens: int, window: int, device: torch.device) -> LocalAttention:
+    """The same function as model.local_attention for compiled sequences of `num_tokens` and this window. It calls that
+    one elsewhere: FlexAttention holds all T x T scores outside of torch.compile. The mask is made here, once; within
+    what is compiled each layer would make it at each step.
     """
-    if torch.compiler.is_compiling():
-        return masked_flex_attention(q_BHTK, k_BHTK, v_BHTK, window)
-    return local_attention(q_BHTK, k_BHTK, v_BHTK, window)
+    mask = sliding_window_mask(num_tokens, window, device)
+
+    def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
+        if torch.compiler.is_compiling() and q_BHTK.size(2) == num_tokens:
+            return masked_flex_attention(q_BHTK, k_BHTK, v_BHTK, mask)
+        return local_attention(q_BHTK, k_BHTK, v_BHTK, window)
+
+    return attend
 
 
-def masked_flex_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
-    """FlexAttention over the last `window` tokens."""
-    mask = sliding_window_mask(q_BHTK.size(2), window, q_BHTK.device)
+def masked_flex_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention to what the mask shows."""
     result = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=mask)
     assert isinstance(result, Tensor)
     return result
@@ -44,7 +46,8 @@ def flex_attention_works(device: torch.device, dtype: torch.dtype) -> tuple[bool
     """Compile it, run it forward and backward, compare: (whether it can be used, the reason)."""
     q, k, v = (torch.randn(1, 2, 512, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     try:
-        got = torch.compile(masked_flex_attention)(q, k, v, 128)
+        mask = sliding_window_mask(512, 128, device)
+        got = torch.compile(masked_flex_attention)(q, k, v, mask)
         got_grads = torch.autograd.grad(got.float().square().sum(), (q, k, v))
         expected = local_attention(q, k, v, 128)
         expected_grads = torch.autograd.grad(expected.float().square().sum(), (q, k, v))

@@ -1,23 +1,19 @@
-"""Cross-entropy of capped logits plus z-loss, straight from hidden states: all logits are never held at once.
+"""Cross-entropy of capped logits plus z-loss, from hidden states.
 
     l = cap * tanh(h E^T / cap)        nll = logsumexp(l) - l[target]        z = logsumexp(l)^2
     loss = scale * sum(nll + z_loss * z)
 
-The z-loss is defined on the capped logits. Gradients are computed in the forward pass, chunk by chunk, since they
-need only what the chunk already has; dE is accumulated in fp32.
+The z-loss is defined on the capped logits.
 Shape suffixes: N tokens, C tokens of a chunk, D hidden size, V vocabulary.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24, "mps": 2**24}
-"""Logits held at once: 16 MiB in fp32 stay in the cache of a CPU, 64 MiB fill a GPU."""
-LEAST_CHUNK = {"cpu": 128, "cuda": 512, "mps": 128}
-"""Tokens of a chunk at least: each one reads the table twice and its gradient once, and writes the latter."""
+from shard.training.chunks import ChunkPass, chunk_pass, sum_over_chunks
 
 
 class Loss(NamedTuple):
@@ -26,12 +22,6 @@ class Loss(NamedTuple):
     total: Tensor
     nll_sum: Tensor
     z_sum: Tensor
-
-
-def chunk_tokens(vocab_size: int, device: torch.device | str) -> int:
-    """Tokens whose logits are held at once on a device, or on a type of devices."""
-    kind = torch.device(device).type
-    return max(LEAST_CHUNK[kind], CHUNK_LOGITS[kind] // vocab_size)
 
 
 def plain_loss(
@@ -45,56 +35,35 @@ def plain_loss(
     return Loss(scale * (nll_sum + z_loss * z_sum), nll_sum.detach(), z_sum.detach())
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        table_VD: Tensor,
-        targets_N: Tensor,
-        cap: float,
-        z_loss: float,
-        scale: float | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_tokens, vocab_size = hidden_ND.size(0), table_VD.size(0)
-        chunk = chunk_tokens(vocab_size, hidden_ND.device)
-        weight_VD = table_VD.to(hidden_ND.dtype)
-        d_hidden_chunks = []
-        d_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
-        nll_sum = hidden_ND.new_zeros((), dtype=torch.float32)
-        z_sum = hidden_ND.new_zeros((), dtype=torch.float32)
-        for start in range(0, num_tokens, chunk):
-            hidden_CD = hidden_ND[start : start + chunk]
-            targets_C = targets_N[start : start + chunk]
-            unit_CV = torch.tanh(F.linear(hidden_CD, weight_VD).float() / cap)
-            logits_CV = cap * unit_CV
-            lse_C = logits_CV.logsumexp(dim=-1)
-            nll_sum = nll_sum + (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
-            z_sum = z_sum + lse_C.square().sum()
-            # d lse = p, d(lse^2) = 2 lse p, d l / d x = 1 - tanh^2
-            is_target_CV = targets_C[:, None] == torch.arange(vocab_size, device=targets_C.device)
-            d_CV = (logits_CV - lse_C[:, None]).exp() * (1 + 2 * z_loss * lse_C[:, None])
-            d_CV = torch.where(is_target_CV, d_CV - 1, d_CV) * (1 - unit_CV.square()) * scale
-            d_CV = d_CV.to(hidden_ND.dtype)
-            d_hidden_chunks.append(d_CV @ weight_VD)
-            d_table_VD = d_table_VD + (d_CV.mT @ hidden_CD).float()
-        ctx.save_for_backward(torch.cat(d_hidden_chunks), d_table_VD)
-        return scale * (nll_sum + z_loss * z_sum), nll_sum, z_sum
+class CrossEntropy(NamedTuple):
+    """nll + z_loss * z of each token, whose targets are ids [C]; the sums are nll and z."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden_ND, d_table_VD = ctx.saved_tensors
-        return d_hidden_ND * grads[0].to(d_hidden_ND.dtype), d_table_VD * grads[0], None, None, None, None
+    z_loss: float
+
+    def gradient(self, logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        lse_C = logits_CV.logsumexp(dim=-1)
+        nll = (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
+        # d lse = p, d(lse^2) = 2 lse p
+        is_target_CV = targets_C[:, None] == torch.arange(logits_CV.size(1), device=targets_C.device)
+        d_CV = (logits_CV - lse_C[:, None]).exp() * (1 + 2 * self.z_loss * lse_C[:, None])
+        return torch.where(is_target_CV, d_CV - 1, d_CV), (nll, lse_C.square().sum())
+
+    def total(self, sums: tuple[Tensor, ...]) -> Tensor:
+        nll, z = sums
+        return nll + self.z_loss * z
 
 
 def chunked_loss(
-    hidden_ND: Tensor, table_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float, scale: float | Tensor = 1.0
+    hidden_ND: Tensor,
+    table_VD: Tensor,
+    targets_N: Tensor,
+    cap: float,
+    z_loss: float,
+    scale: float | Tensor = 1.0,
+    run: ChunkPass = chunk_pass,
 ) -> Loss:
-    """The same as plain_loss in memory of the logits of a chunk.
-
-    `hidden_ND` is in the compute dtype; `table_VD` is the master table, cast once. `scale` is applied before the
-    gradients are rounded to the compute dtype: give 1 / tokens of the whole step, times the loss scale of fp16.
-    Differentiable once, in `total`.
-    """
-    total, nll_sum, z_sum = _ChunkedLoss.apply(hidden_ND, table_VD, targets_N, cap, z_loss, scale)  # type: ignore[no-untyped-call]
-    return Loss(total, nll_sum.detach(), z_sum.detach())
+    """The same as plain_loss in the memory of a chunk; `scale` and `run` as in sum_over_chunks."""
+    total, (nll, z) = sum_over_chunks(
+        CrossEntropy(z_loss), hidden_ND, table_VD, lambda start, stop: targets_N[start:stop], cap, scale, run
+    )
+    return Loss(total, nll, z)

@@ -9,8 +9,9 @@ of its largest stack of matrices. `benchmarks/memory.py` holds this against meas
 from dataclasses import dataclass
 
 from shard.config import Config
+from shard.muon import STACK_ELEMENTS
+from shard.training.chunks import chunk_tokens
 from shard.training.cost import checkpoint_bytes, count_parameters
-from shard.training.loss import chunk_tokens
 from shard.training.settings import StageSettings
 
 PROCESS_BYTES = {False: 360e6, True: 700e6}
@@ -54,7 +55,8 @@ def predict_memory(
     on_cpu = device == "cpu"
     gradients = 4 * count.total
     num_experts = 1 if config.mixture is None else config.mixture.num_experts
-    largest_stack = 2 * config.num_layers * num_experts * config.hidden_size * config.intermediate_size
+    matrix = num_experts * config.hidden_size * config.intermediate_size
+    largest_stack = min(2 * config.num_layers * matrix, max(STACK_ELEMENTS, matrix))
     return TrainingMemory(
         process=int(PROCESS_BYTES[compiled]) if on_cpu else 0,
         state=checkpoint_bytes(config) * (2 if on_cpu else 1),

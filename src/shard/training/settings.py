@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shard.data.settings import Table
-from shard.units import Size
+from shard.data.settings import Size, Table
 
 TROUBLE_WINDOW = 10
 """Steps among which `rollback_after` skipped ones are repeated trouble."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from shard.config import Config
 from shard.data.loader import BatchLoader
 from shard.model import ShardLM
+from shard.training.chunks import ChunkPass
 from shard.training.decisions import Decisions
 from shard.training.distributed import ALONE, Ranks
 from shard.training.settings import StageSettings
@@ -49,6 +50,7 @@ class Teacher(Protocol):
         cap: float,
         z_loss: float,
         scale: float | Tensor,
+        run: ChunkPass,
     ) -> TeacherLoss:
         """In place of chunked_loss."""
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from shard.errors import ShardError
-from shard.model import Routing, ShardLM, local_attention
+from shard.model import ExpertLinear, LocalAttention, Routing, ShardLM, local_attention
+from shard.training.chunks import chunk_pass
 from shard.training.decisions import DTYPES, Decisions, fit_micro_batch, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
 from shard.training.loss import Loss, chunked_loss
@@ -66,17 +67,30 @@ class TrainingStep:
         self.routed_LS: Tensor | None = None
         """Of the last batch: what the routers of a mixture of experts did, see routing.py."""
         self._choose_kernels()
-        self._compute = torch.compile(self._loss, dynamic=False) if stage.decisions.compile else self._loss
+        self._compute_hidden, self._chunk_pass = self._hidden, chunk_pass
+        if stage.decisions.compile:
+            self._compute_hidden = torch.compile(self._hidden, dynamic=False)
+            self._chunk_pass = torch.compile(chunk_pass, dynamic=False)
         self.reset()
 
     def _choose_kernels(self) -> None:
         """Local attention by what was decided, and layers that are computed again where the recipe asks for it."""
-        if self.decisions.flex_attention:
-            from shard.training.flex import flex_local_attention as attend
+        attend: LocalAttention = local_attention
+        if self.decisions.varlen_attention:
+            from shard.training.varlen import varlen_local_attention as attend
+        elif self.decisions.flex_attention:
+            from shard.training.flex import make_flex_attention
+
+            window = self.stage.config.sliding_window
+            attend = make_flex_attention(self.stage.settings.sequence_length, window, self.stage.device)
         elif self.decisions.flash_window:
             from shard.training.window import flash_window_attention as attend
-        else:
-            attend = local_attention
+        if self.decisions.compile and self.stage.config.mixture is not None:
+            from shard.training.grouped import grouped_linear
+
+            for module in self.model.modules():
+                if isinstance(module, ExpertLinear):
+                    module.product = grouped_linear
         for block in self.model.blocks:
             block.attention.local_attention = attend  # type: ignore[union-attr]
             if self.stage.settings.recompute == "layer":
@@ -94,6 +108,12 @@ class TrainingStep:
         """All weights and the whole optimizer state."""
         return [*self.model.state_dict().values(), *self.optimizer.state().values()]
 
+    def _hidden(self, inputs_BT: Tensor) -> tuple[Tensor, list[Routing] | None]:
+        """Hidden states [B * T, D], and of a mixture of experts what its routers decided."""
+        routing: list[Routing] | None = None if self.stage.config.mixture is None else []
+        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
+        return hidden_BTD.flatten(0, 1), routing
+
     def _loss(
         self,
         inputs_BT: Tensor,
@@ -103,34 +123,18 @@ class TrainingStep:
         weight: Tensor | None = None,
     ) -> tuple[Loss | TeacherLoss, Tensor | None]:
         """The loss, and of a mixture of experts what its routers did."""
-        mixture = self.stage.config.mixture
-        routing: list[Routing] | None = None if mixture is None else []
-        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
-        loss = self._token_loss(hidden_BTD, targets_BT, scale, soft, weight)
-        return (loss, None) if mixture is None or routing is None else add_router_losses(loss, routing, mixture, scale)
-
-    def _token_loss(
-        self, hidden_BTD: Tensor, targets_BT: Tensor, scale: float | Tensor, soft: Any, weight: Tensor | None
-    ) -> Loss | TeacherLoss:
-        if self.stage.teacher is not None and weight is not None:
-            return self.stage.teacher.loss(
-                hidden_BTD.flatten(0, 1),
-                self.model.embedding.weight,
-                targets_BT.flatten(),
-                soft,
-                weight,
-                self.stage.config.logit_cap,
-                self.stage.settings.z_loss,
-                scale,
-            )
-        return chunked_loss(
-            hidden_BTD.flatten(0, 1),
-            self.model.embedding.weight,
-            targets_BT.flatten(),
-            self.stage.config.logit_cap,
-            self.stage.settings.z_loss,
-            scale,
-        )
+        config, teacher = self.stage.config, self.stage.teacher
+        hidden_ND, routing = self._compute_hidden(inputs_BT)
+        table_VD, targets_N = self.model.embedding.weight, targets_BT.flatten()
+        more = (config.logit_cap, self.stage.settings.z_loss, scale, self._chunk_pass)
+        loss: Loss | TeacherLoss
+        if teacher is not None and weight is not None:
+            loss = teacher.loss(hidden_ND, table_VD, targets_N, soft, weight, *more)
+        else:
+            loss = chunked_loss(hidden_ND, table_VD, targets_N, *more)
+        if config.mixture is None or routing is None:
+            return loss, None
+        return add_router_losses(loss, routing, config.mixture, scale)
 
     def accumulate_gradients(
         self, rows: NDArray[np.int64], index: int = 0, first: int = 0, teacher_weight: float = 0.0
@@ -156,9 +160,9 @@ class TrainingStep:
             if self.stage.teacher is not None and teacher_weight > 0:
                 soft = self.stage.teacher.targets(index, first, inputs)
                 weight = torch.full((), teacher_weight, device=device)  # as a number, each one would be compiled
-                loss, routed_LS = self._compute(inputs, targets, scale, soft, weight)
+                loss, routed_LS = self._loss(inputs, targets, scale, soft, weight)
             else:
-                loss, routed_LS = self._compute(inputs, targets, scale)
+                loss, routed_LS = self._loss(inputs, targets, scale)
             loss.total.backward()
             if isinstance(loss, TeacherLoss):
                 kl += loss.kl_sum
