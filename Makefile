@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
 	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
-	bench-train bench-window bench-muon bench-loss bench-memory
+	bench-train bench-window bench-muon bench-loss bench-memory bench-startup
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -35,7 +35,7 @@ test-eval: install-dev
 
 # Minutes: runs killed at random moments (SHARD_CRASH_SEED=N repeats them), gradients that repeat, a disk that fills up.
 test-crash: install-dev
-	$(BIN)/python -m pytest tests/crash -m slow --ignore=tests/crash/test_full.py -s
+	$(BIN)/python -m pytest tests/crash tests/training/test_compiler_cache.py -m slow --ignore=tests/crash/test_full.py -s
 
 # A quarter of an hour: the same with the reference model.
 test-crash-full: install-dev
@@ -98,6 +98,9 @@ bench-loss: install
 
 bench-memory: install
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+bench-startup: install
+	$(BIN)/python benchmarks/startup.py $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -1,11 +1,21 @@
 """What Shard chooses on a machine, and that it says why."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from shard.environment import choose_compile, choose_precision, memory_bytes, versions
+import shard.environment
+from shard.environment import (
+    choose_compile,
+    choose_precision,
+    compiler_cache,
+    memory_bytes,
+    set_process_defaults,
+    versions,
+)
 from shard.training.decisions import decide
 from shard.training.settings import StageSettings
 
@@ -73,3 +83,29 @@ def test_the_recipe_has_the_last_word(tmp_path) -> None:
 def test_facts_of_this_machine() -> None:
     assert memory_bytes(CPU) > 10**7
     assert versions()["torch"] == torch.__version__
+
+
+def test_each_kind_of_processor_has_a_compiler_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder may be shared, and torch would load code with instructions that this processor lacks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    folders = []
+    for flags in ("sse avx", "sse avx avx512f"):
+        monkeypatch.setattr(shard.environment, "_cpuinfo", lambda flags=flags: [f"flags : {flags}", "cpu MHz : 2400"])
+        folders.append(compiler_cache())
+    assert {folder.parent for folder in folders if folder} == {tmp_path / "caches" / "shard" / "compiled"}
+    assert folders[0] != folders[1]
+    assert not (tmp_path / "caches").exists(), "asking makes nothing"
+
+
+def test_without_a_place_to_write_torch_keeps_its_own_compiler_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert compiler_cache() is None
+    set_process_defaults()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_a_compiler_cache_that_the_user_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    set_process_defaults()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -1,5 +1,6 @@
 """The machine: device, threads, precision, compiler, versions, and the switches that make torch repeat itself."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -16,7 +17,9 @@ def set_process_defaults() -> None:
     """Environment variables that torch reads when it is imported: call it before.
 
     MKL_DYNAMIC=FALSE keeps the number of threads of a product from changing under load, and with it the order of
-    its sums. CUBLAS_WORKSPACE_CONFIG does the same on CUDA.
+    its sums. CUBLAS_WORKSPACE_CONFIG does the same on CUDA. What torch.compile made is kept for the next start, also of
+    graphs with functions that bring their own backward pass: torch leaves those out of the cache as they might read
+    what no graph shows, which ours do not (tests/training/test_compiler_cache.py).
     """
     # torchrun gives each of its processes one thread where nothing is said; the ranks divide the cores themselves.
     if num_ranks() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -24,6 +27,33 @@ def set_process_defaults() -> None:
     os.environ.setdefault("MKL_DYNAMIC", "FALSE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
+    if cache := compiler_cache():
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def compiler_cache() -> Path | None:
+    """Where torch.compile keeps its code: in the user's cache folder, since /tmp is emptied and open to others. None
+    where that cannot be written; torch then takes /tmp.
+
+    Code is made for the processor at hand, and torch finds it again by its source alone; a home folder may be shared
+    by several machines. So each kind of processor has a folder.
+    """
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
+    except RuntimeError:  # no home folder
+        return None
+    if not os.access(next(path for path in (caches, *caches.parents) if path.exists()), os.W_OK):
+        return None
+    kinds = ("model name", "flags", "Features", "CPU part")
+    kind = [platform.machine(), *(line for line in _cpuinfo() if line.startswith(kinds))]
+    return caches / "shard" / "compiled" / hashlib.sha256("\n".join(dict.fromkeys(kind)).encode()).hexdigest()[:12]
+
+
+def _cpuinfo() -> list[str]:
+    """What Linux says of each processor."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def num_ranks() -> int:
@@ -143,12 +173,10 @@ def device_name(device: "torch.device") -> str:
     if device.type == "mps":
         return f"Apple GPU ({platform.processor()})"
     name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
     return f"CPU: {name}, {torch.get_num_threads()} threads"
 
 
