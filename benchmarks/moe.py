@@ -99,12 +99,16 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "top-1 sigmoid + shared, no balance": {**ONE, "score": "sigmoid"},
     "top-1 sigmoid + shared, bias 0.01": {**ONE, "score": "sigmoid", "bias_rate": 1e-2},
+    "top-1 sigmoid + shared, bias 0.01 of the schedule": {**ONE, "score": "sigmoid", "bias_rate": 1e-2},
     "top-1 sigmoid + shared, bias 0.003": {**ONE, "score": "sigmoid", "bias_rate": 3e-3},
     "top-1 sigmoid + shared, bias 0.001": {**ONE, "score": "sigmoid", "bias_rate": 1e-3},
     "top-1 softmax + shared, bias 0.01": {**ONE, "score": "softmax", "bias_rate": 1e-2},
     "top-2 softmax over the chosen, bias 0.01": {**TWO, "bias_rate": 1e-2},
     "top-1 sigmoid + shared, balance loss 0.01": {**ONE, "score": "sigmoid", "balance_loss": 1e-2},
 }
+
+OF_THE_SCHEDULE = "of the schedule"
+"""Where a variant's name ends so, its bias rate follows the learning rate: it warms up and decays as that does."""
 
 
 def read_bytes(scale: Scale) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +142,7 @@ def train(
     held: torch.Tensor,
     device: torch.device,
     precision: str,
+    follows_schedule: bool = False,
 ) -> dict[str, Any]:
     """Train one model; its held-out bits per byte, and how far the loads of its last tenth are from even."""
     torch.manual_seed(seed)
@@ -162,7 +167,7 @@ def train(
     begun, loads = time.perf_counter(), []
     table = model.embedding.weight
     for step in range(steps):
-        optimizer.set_step(step)
+        rates = optimizer.set_step(step)
         batch = tokens[starts[step][:, None] + places].long()
         routing: list[Routing] | None = None if mixture is None else []
         hidden = model.hidden(batch[:, :-1], dtype=dtype, routing=routing).flatten(0, 1)
@@ -175,7 +180,7 @@ def train(
         loss.total.backward()
         optimizer.step(optimizer.gradient_norm(), taken)
         if routed is not None:
-            balance(model, routed, taken)
+            balance(model, routed, taken, rates["lr_muon"] / settings.lr_muon if follows_schedule else 1.0)
             if step >= steps * 9 // 10:
                 loads.append(routed[:, :-1])
     nll, scored = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -229,7 +234,7 @@ def main() -> None:
     parser.add_argument("--scale", default="small", choices=SCALES)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    for name in ("steps", "rows"):
+    for name in ("steps", "rows", "heldout-bytes"):
         parser.add_argument(f"--{name}", type=int, help="in place of the scale's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9, help="no training begins after these")
@@ -237,7 +242,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="*", help="print what these hold, and nothing else")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
-    own = {name: getattr(arguments, name) for name in ("steps", "rows")}
+    own = {name: getattr(arguments, name) for name in ("steps", "rows", "heldout_bytes")}
     scale = replace(SCALES[arguments.scale], **{name: value for name, value in own.items() if value is not None})
     if arguments.table is not None:
         return print_table(scale, read_results(arguments.table))
@@ -254,7 +259,8 @@ def main() -> None:
                 continue
             if time.monotonic() >= deadline:
                 return print("paused", flush=True)
-            done = train(scale, VARIANTS[name], seed, tokens, held, device, precision)
+            paced = name.endswith(OF_THE_SCHEDULE)
+            done = train(scale, VARIANTS[name], seed, tokens, held, device, precision, paced)
             extra = {"bytes": len(tokens), "precision": precision, "device": device_name(device)}
             results.append(this | done | extra)
             print(json.dumps(results[-1]), flush=True)

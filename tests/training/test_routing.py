@@ -46,6 +46,9 @@ def test_the_bias_moves_against_the_load_once_a_step_and_not_in_a_skipped_one(ti
     expected = 0.1 * (torch.tensor([-1.0, 1.0, 1.0]) - 1 / 3)
     for block in model.blocks:
         torch.testing.assert_close(block.feed_forward.bias, expected)
+    balance(model, routed, torch.zeros(()), pace=0.5)
+    for block in model.blocks:
+        torch.testing.assert_close(block.feed_forward.bias, 1.5 * expected)
 
 
 def test_what_is_recorded(tiny_config: Config) -> None:

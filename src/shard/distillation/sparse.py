@@ -25,12 +25,16 @@ def entropy(log_p_CV: Tensor) -> Tensor:
 
 
 def draw_systematic(log_p_CV: Tensor, uniform_C: Tensor, samples: int) -> Tensor:
-    """`samples` ids of each token [C, S], in ascending order: the quantiles (u + s) / samples of p."""
-    cumulated_CV = log_p_CV.double().exp().cumsum(dim=-1)
+    """`samples` ids of each token [C, S], in ascending order: the quantiles (u + s) / samples of p.
+
+    The probabilities are summed as whole multiples of 2^-52: such sums do not depend on their order, while torch has no
+    sum of fractions on CUDA that it would call deterministic.
+    """
+    cumulated_CV = (log_p_CV.double().exp() * 2.0**52).round().long().cumsum(dim=-1)
     steps_S = torch.arange(samples, device=log_p_CV.device, dtype=torch.float64)
     # Rounding keeps the last sum from being 1, and may make a point of it: that is of the last id with any mass.
     total_C1 = cumulated_CV[:, -1:].contiguous()
-    points_CS = (uniform_C[:, None] + steps_S) / samples * total_C1
+    points_CS = ((uniform_C[:, None] + steps_S) / samples * total_C1).long()
     ids_CS = torch.searchsorted(cumulated_CV, points_CS, right=True)
     return torch.minimum(ids_CS, torch.searchsorted(cumulated_CV, total_C1))
 

@@ -42,16 +42,16 @@ def add_router_losses(
 
 
 @torch.no_grad()
-def balance(model: ShardLM, routed_LS: Tensor, skip: Tensor) -> None:
+def balance(model: ShardLM, routed_LS: Tensor, skip: Tensor, pace: float = 1.0) -> None:
     """Move every layer's bias towards even loads, from the sums of a whole step; where the scalar `skip` is 1 nothing
-    changes.
+    changes. `pace` multiplies the rate.
     """
     mixture = cast(Mixture, model.config.mixture)
     for block, row_S in zip(model.blocks, routed_LS, strict=True):
         layer = cast(MixtureOfExperts, block.feed_forward)
         load_E = row_S[:-1]
         sign_E = (load_E.mean() - load_E).sign()
-        layer.bias += mixture.bias_rate * (sign_E - sign_E.mean()) * (1 - skip)
+        layer.bias += pace * mixture.bias_rate * (sign_E - sign_E.mean()) * (1 - skip)
 
 
 def describe_routing(sums: list[float], config: Config, num_tokens: int) -> dict[str, Any]:
