@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
 	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
-	bench-train bench-window bench-muon bench-loss bench-memory bench-startup
+	bench-train bench-window bench-muon bench-loss bench-memory bench-startup bench-decode
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -98,6 +98,10 @@ bench-loss: install
 
 bench-memory: install
 	$(BIN)/python benchmarks/memory.py $(ARGS)
+
+# Against transformers and llama.cpp.
+bench-decode: install-dev
+	$(BIN)/python benchmarks/decode.py $(ARGS)
 
 bench-startup: install
 	$(BIN)/python benchmarks/startup.py $(ARGS)

@@ -13,7 +13,6 @@ import json
 import statistics
 import sysconfig
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +24,10 @@ set_process_defaults()
 
 import torch
 
-from paired import ratio, spread, words
+from paired import measure, ratio, spread, words
 from shard.config import Config
 from shard.environment import choose_device, device_name
-from shard.inference.benchmark import precisions
+from shard.inference.benchmark import precisions, timed
 from shard.inference.decoder import Decoder
 from shard.inference.generate import continue_prompt
 from shard.inference.quantize import quantize
@@ -43,15 +42,6 @@ Side = Callable[[], float]
 """Decodes once: seconds."""
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of a call, on a GPU until it is done."""
-    begun = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
-
-
 def shard_side(model: ShardLM, name: str, tokens: int, compiled: bool) -> Side:
     """Our decoder in one precision."""
     device = choose_device()
@@ -59,7 +49,7 @@ def shard_side(model: ShardLM, name: str, tokens: int, compiled: bool) -> Side:
     copy.load_state_dict(model.state_dict())
     copy = copy.to(device, DTYPES[name]).eval().requires_grad_(False)
     decoder = Decoder(quantize(copy) if name == "int8" else copy, compiled)
-    return lambda: timed(lambda: list(continue_prompt(decoder, PROMPT, tokens)))
+    return lambda: timed(lambda: list(continue_prompt(decoder, PROMPT, tokens)), device)
 
 
 def transformers_side(folder: Path, name: str, tokens: int) -> Side:
@@ -76,7 +66,7 @@ def transformers_side(folder: Path, name: str, tokens: int) -> Side:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
         assert out.size(1) == len(PROMPT) + tokens
 
-    return lambda: timed(generate)
+    return lambda: timed(generate, device)
 
 
 def llama_side(path: Path, tokens: int) -> Side:
@@ -140,12 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Config(num_layers=arguments.layers)
         sides = make_sides(Path(folder), config, arguments.tokens, arguments.compile)
-        for decode in sides.values():
-            decode()
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for i in range(arguments.pairs):
-            for name in reversed(list(sides)) if i % 2 else sides:
-                seconds[name].append(sides[name]())
+        seconds = measure(sides, arguments.pairs, seconds_of=lambda decode: decode())
     against = {
         f"{ours} against {theirs}": ratio(seconds[theirs], seconds[ours])
         for ours, theirs in (

@@ -25,7 +25,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return clock() - begun
 
 
-def measure(sides: Mapping[str, Callable[[], object]], pairs: int, warm_ups: int = 1) -> dict[str, list[float]]:
+def measure(
+    sides: Mapping[str, Callable[[], Any]],
+    pairs: int,
+    warm_ups: int = 1,
+    seconds_of: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, list[float]]:
     """Seconds of every side, `pairs` times in turns, after calls that compile and touch fresh memory."""
     for name, work in sides.items():
         for _ in range(warm_ups):

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,12 @@ def compiler_cache() -> Path | None:
 
 
 def _cpuinfo() -> list[str]:
-    """What Linux says of each processor."""
+    """What Linux says of the first processor: a machine may have hundreds, and every start asks."""
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return [line.rstrip("\n") for line in takewhile(str.strip, file)]
 
 
 def num_ranks() -> int:

@@ -157,11 +157,16 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x_RI, weight_EOI.mT, offs=ends_E.to(torch.int32))
 
 
+def can_be_grouped(x: Tensor, *widths: int) -> bool:
+    """Whether torch has a grouped product of rows of these widths, as `x` is."""
+    is_aligned = all(width * x.element_size() % 16 == 0 for width in widths)
+    return is_aligned and (x.dtype == torch.bfloat16 or x.device.type == "cpu")
+
+
 def expert_linear(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """The grouped product where it is possible, else the plain loop."""
-    is_aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
-    is_grouped = is_aligned and (x_RI.dtype == torch.bfloat16 or x_RI.device.type == "cpu")
-    return (grouped_linear if is_grouped else looped_linear)(x_RI, weight_EOI, ends_E)
+    product = grouped_linear if can_be_grouped(x_RI, *weight_EOI.shape[1:]) else looped_linear
+    return product(x_RI, weight_EOI, ends_E)
 
 
 class ExpertLinear(nn.Module):

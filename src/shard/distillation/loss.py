@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.training.chunks import ChunkPass, chunk_pass, sum_over_chunks
+from shard.training.loss import hard_gradient
 from shard.training.stage import TeacherLoss
 
 
@@ -110,18 +111,13 @@ class Distilled(NamedTuple):
     def gradient(self, logits_CV: Tensor, targets: tuple[Tensor, Targets]) -> tuple[Tensor, tuple[Tensor, ...]]:
         targets_C, soft = targets
         weight, temperature = self.weight, self.temperature
-        lse_C = logits_CV.logsumexp(dim=-1)
-        nll = (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
+        d_CV, lse_C, nll, z = hard_gradient(logits_CV, targets_C, self.z_loss, 1 - weight)
         log_q_CV = logits_CV - lse_C[:, None]
-        is_target_CV = targets_C[:, None] == torch.arange(logits_CV.size(1), device=targets_C.device)
-        q_CV = log_q_CV.exp()
-        d_CV = q_CV * (1 - weight + 2 * self.z_loss * lse_C[:, None])
-        d_CV = torch.where(is_target_CV, d_CV - (1 - weight), d_CV)
         if temperature != 1.0:
             log_q_CV = (logits_CV / temperature).log_softmax(dim=-1)
-            q_CV = log_q_CV.exp()
+        q_CV = log_q_CV.exp()
         p_CV, kl_C = _teacher(soft, log_q_CV, q_CV, temperature)
-        return d_CV + weight * temperature * (q_CV - p_CV), (nll, lse_C.square().sum(), kl_C.sum())
+        return d_CV + weight * temperature * (q_CV - p_CV), (nll, z, kl_C.sum())
 
     def total(self, sums: tuple[Tensor, ...]) -> Tensor:
         nll, z, kl = sums

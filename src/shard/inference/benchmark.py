@@ -37,7 +37,8 @@ def _spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def _timed(action: Callable[[], object], device: torch.device) -> float:
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, on a GPU until it is done."""
     begun = time.perf_counter()
     action()
     if device.type == "cuda":
@@ -82,8 +83,8 @@ def measure_decoder(decoder: Decoder) -> dict[str, Any]:
     generate(num_decode)  # first touches of memory, and a compilation, are not what is measured
     first, whole = [], []
     for _ in range(RUNS):
-        first.append(_timed(lambda: generate(1), device))
-        whole.append(_timed(lambda: generate(num_decode), device))
+        first.append(timed(lambda: generate(1), device))
+        whole.append(timed(lambda: generate(num_decode), device))
     decode = [(num_decode - 1) / max(w - f, 1e-9) for f, w in zip(first, whole, strict=True)]
     return {
         "prompt_tokens": num_prompt,
@@ -108,7 +109,7 @@ def measure_published_loop(decoder: Decoder) -> dict[str, float]:
     def generate() -> list[int]:
         return list(generate_ids(decoder.model, prompt, count, use_cache=False))
 
-    return _spread([count / _timed(generate, decoder.device) for _ in range(PUBLISHED_RUNS)])
+    return _spread([count / timed(generate, decoder.device) for _ in range(PUBLISHED_RUNS)])
 
 
 def benchmark_run(folder: Path, reporter: Reporter, is_dense: bool = True) -> dict[str, Any]:

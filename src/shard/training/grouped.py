@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.model import expert_linear
+from shard.model import can_be_grouped, expert_linear
 
 
 @torch.library.custom_op("shard::grouped_linear", mutates_args=())
@@ -28,13 +28,11 @@ def _(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
 @torch.library.custom_op("shard::grouped_outer", mutates_args=())
 def grouped_outer(d_y_RO: Tensor, x_RI: Tensor, ends_E: Tensor) -> Tensor:
     """The gradient [E, O, I] of the matrices: of each expert, the sum of the outer products of its rows."""
-    is_aligned = all(x.size(1) * x.element_size() % 16 == 0 for x in (d_y_RO, x_RI))
-    if is_aligned and (x_RI.dtype == torch.bfloat16 or x_RI.device.type == "cpu"):
+    if can_be_grouped(x_RI, d_y_RO.size(1), x_RI.size(1)):
         return F.grouped_mm(d_y_RO.mT, x_RI, offs=ends_E.to(torch.int32))
     stops = ends_E[:-1].cpu()
-    return torch.stack(
-        [d_y.mT @ x for d_y, x in zip(d_y_RO.tensor_split(stops), x_RI.tensor_split(stops), strict=True)]
-    )
+    parts = zip(d_y_RO.tensor_split(stops), x_RI.tensor_split(stops), strict=True)
+    return torch.stack([d_y.mT @ x for d_y, x in parts])
 
 
 @grouped_outer.register_fake

@@ -35,18 +35,26 @@ def plain_loss(
     return Loss(scale * (nll_sum + z_loss * z_sum), nll_sum.detach(), z_sum.detach())
 
 
+def hard_gradient(
+    logits_CV: Tensor, targets_C: Tensor, z_loss: float, weight: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """d (weight * nll + z_loss * z) / d l [C, V], the logsumexp [C], and the sums of nll and z over these tokens."""
+    lse_C = logits_CV.logsumexp(dim=-1)
+    nll = (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
+    # d lse = p, d(lse^2) = 2 lse p
+    is_target_CV = targets_C[:, None] == torch.arange(logits_CV.size(1), device=targets_C.device)
+    d_CV = (logits_CV - lse_C[:, None]).exp() * (weight + 2 * z_loss * lse_C[:, None])
+    return torch.where(is_target_CV, d_CV - weight, d_CV), lse_C, nll, lse_C.square().sum()
+
+
 class CrossEntropy(NamedTuple):
     """nll + z_loss * z of each token, whose targets are ids [C]; the sums are nll and z."""
 
     z_loss: float
 
     def gradient(self, logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        lse_C = logits_CV.logsumexp(dim=-1)
-        nll = (lse_C - logits_CV.gather(1, targets_C[:, None]).squeeze(1)).sum()
-        # d lse = p, d(lse^2) = 2 lse p
-        is_target_CV = targets_C[:, None] == torch.arange(logits_CV.size(1), device=targets_C.device)
-        d_CV = (logits_CV - lse_C[:, None]).exp() * (1 + 2 * self.z_loss * lse_C[:, None])
-        return torch.where(is_target_CV, d_CV - 1, d_CV), (nll, lse_C.square().sum())
+        d_CV, _, nll, z = hard_gradient(logits_CV, targets_C, self.z_loss)
+        return d_CV, (nll, z)
 
     def total(self, sums: tuple[Tensor, ...]) -> Tensor:
         nll, z = sums

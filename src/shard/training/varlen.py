@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shard.model import local_attention
+from shard.training.attention_probe import worst_difference
 
 
 def varlen_local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -30,12 +31,7 @@ def varlen_attention_works(device: torch.device, dtype: torch.dtype) -> tuple[bo
         return False, "FlashAttention's window needs bf16 or fp16"
     q, k, v = (torch.randn(2, 2, 512, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     try:
-        got = varlen_local_attention(q, k, v, 128)
-        got_grads = torch.autograd.grad(got.float().square().sum(), (q, k, v))
-        expected = local_attention(q, k, v, 128)
-        expected_grads = torch.autograd.grad(expected.float().square().sum(), (q, k, v))
-        pairs = zip((got, *got_grads), (expected, *expected_grads), strict=True)
-        worst = max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)
+        worst = worst_difference(lambda q, k, v: varlen_local_attention(q, k, v, 128), q, k, v, 128)
     except Exception as error:  # a kernel that is not built for this GPU can fail in many ways
         return False, f"FlashAttention's window fails on this GPU ({str(error).strip().splitlines()[0][:100]})"
     return worst <= 2e-2, f"FlashAttention's window differs from block-local attention by {worst:.1e} of the largest"

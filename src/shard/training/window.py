@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shard.model import local_attention
+from shard.training.attention_probe import worst_difference
 
 SMALLEST_WINDOW = 256
 """Below this the kernels have too little to do in a block."""
@@ -98,11 +99,7 @@ def flash_window_works(dtype: torch.dtype) -> tuple[bool, str]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 2 * window + 5, 16, generator=generator).to(dtype).requires_grad_() for _ in range(3))
     try:
-        got, expected = (attend(q, k, v, window) for attend in (flash_window_attention, local_attention))
-        pairs = [(got, expected)]
-        grads = (torch.autograd.grad(y.float().square().sum(), (q, k, v)) for y in (got, expected))
-        pairs += zip(*grads, strict=True)
-        worst = max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)
+        worst = worst_difference(lambda q, k, v: flash_window_attention(q, k, v, window), q, k, v, window)
     except (RuntimeError, AttributeError, TypeError) as error:
         return False, f"torch's CPU attention kernels cannot be used so ({str(error).splitlines()[0][:100]})"
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
