@@ -13,8 +13,9 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 quickstart: install
 	$(BIN)/shard run quickstart
 
+# Each worker computes with one thread: threads of several would wait for each other.
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Style and types.
 check: install-dev

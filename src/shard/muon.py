@@ -5,8 +5,9 @@
     W <- W - lr * scale * O             scale = sqrt(max(1, rows / columns)): each update has the same spectral effect
 
 Sources: Jordan et al., "Muon: an optimizer for hidden layers" (2024), for the method and the quintic; Amsel et al.,
-"The Polar Express" (arXiv 2505.16932), for coefficients that are optimal step by step; Chen et al., "Cautious Weight
-Decay" (arXiv 2510.12402).
+"The Polar Express" (arXiv 2505.16932), for coefficients that are optimal step by step; Zhang, Amsel, Chen and Dao,
+"Gram Newton-Schulz" (2026), for the iteration on the smaller side; Chen et al., "Cautious Weight Decay" (arXiv
+2510.12402).
 """
 
 from __future__ import annotations
@@ -32,14 +33,20 @@ POLAR_EXPRESS = (
 RESTORABLE = {"quintic": 1.4e-3, "polar_express": 0.7e-3}
 
 
-STACK_ELEMENTS = 2**25
-"""Of a stack that is updated at once: 128 MiB in fp32. More would fill no device better and take memory."""
+GRAM_ASPECT = 2
+"""From this ratio of the sides on, iterating on the Gram matrix is less work."""
+
+
+def stack_elements(device_type: str) -> int:
+    """Of a stack that is updated at once: as many as fill a GPU, 128 MiB in fp32; a CPU wants them in its cache."""
+    return 2**21 if device_type == "cpu" else 2**25
 
 
 def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Bring the singular values of each matrix of a stack [K, M, N] to about one; returns the same shape in `dtype`.
 
-    All products run in `dtype`, on the shorter side. A zero matrix stays zero.
+    All products run in `dtype`, on the shorter side. A zero matrix stays zero. Long matrices are done in fp32 by
+    `iterate_gram`; fewer bits than that lose small singular values in the squares.
     """
     polar = method == "polar_express"
     # Polar Express is fitted to singular values up to 1 / 1.01, so that rounding cannot push one beyond 1.
@@ -49,10 +56,37 @@ def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
-    for a, b, c in POLAR_EXPRESS if polar else QUINTIC:
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    is_long = dtype == torch.float32 and x.size(-1) >= GRAM_ASPECT * x.size(-2)
+    x = (iterate_gram if is_long else iterate)(x, POLAR_EXPRESS if polar else QUINTIC)
     return x.mT if tall else x
+
+
+Coefficients = tuple[tuple[float, float, float], ...]
+
+
+def iterate(x_KMN: Tensor, coefficients: Coefficients) -> Tensor:
+    """X <- a X + (b A + c A^2) X with A = X X^T, for each (a, b, c)."""
+    for a, b, c in coefficients:
+        gram = torch.bmm(x_KMN, x_KMN.mT)
+        x_KMN = torch.baddbmm(x_KMN, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x_KMN, beta=a)
+    return x_KMN
+
+
+def iterate_gram(x_KMN: Tensor, coefficients: Coefficients) -> Tensor:
+    """The same, M <= N, with two products over the longer side in place of two for each step.
+
+    With P = a I + b A + c A^2 a step is X <- P X, so that the next A is P A P and the result is the product of all
+    P with X: all but the first A and that last product is of matrices [M, M], which commute.
+    """
+    gram = torch.bmm(x_KMN, x_KMN.mT)
+    product: Tensor | None = None
+    for step, (a, b, c) in enumerate(coefficients, start=1):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else torch.bmm(polynomial, product)
+        if step < len(coefficients):
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+    return x_KMN if product is None else torch.bmm(product, x_KMN)
 
 
 class Muon(torch.optim.Optimizer):
@@ -111,7 +145,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     stacks[p.shape].append(p)
             for params in stacks.values():
-                at_once = max(1, STACK_ELEMENTS // params[0].numel())
+                at_once = max(1, stack_elements(params[0].device.type) // params[0].numel())
                 for first in range(0, len(params), at_once):
                     self._update(params[first : first + at_once], group)
 

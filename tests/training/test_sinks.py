@@ -215,6 +215,7 @@ def fake_wandb(has_key: bool) -> tuple[types.ModuleType, list[dict[str, object]]
         return run
 
     module.init, module.Settings, module.login = init, dict, lambda prompt: has_key  # type: ignore[attr-defined]
+    module.teardown = lambda: None  # type: ignore[attr-defined]
     return module, calls
 
 

@@ -9,7 +9,7 @@ of its largest stack of matrices. `benchmarks/memory.py` holds this against meas
 from dataclasses import dataclass
 
 from shard.config import Config
-from shard.muon import STACK_ELEMENTS
+from shard.muon import stack_elements
 from shard.training.chunks import chunk_tokens
 from shard.training.cost import checkpoint_bytes, count_parameters
 from shard.training.settings import StageSettings
@@ -56,7 +56,7 @@ def predict_memory(
     gradients = 4 * count.total
     num_experts = 1 if config.mixture is None else config.mixture.num_experts
     matrix = num_experts * config.hidden_size * config.intermediate_size
-    largest_stack = min(2 * config.num_layers * matrix, max(STACK_ELEMENTS, matrix))
+    largest_stack = min(2 * config.num_layers * matrix, max(stack_elements(device), matrix))
     return TrainingMemory(
         process=int(PROCESS_BYTES[compiled]) if on_cpu else 0,
         state=checkpoint_bytes(config) * (2 if on_cpu else 1),

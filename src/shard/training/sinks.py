@@ -86,6 +86,7 @@ class Wandb:
         if online and not wandb.login(prompt=False):
             raise RuntimeError("WANDB_MODE is online and there is no API key: run `wandb login`")
         origin.folder.mkdir(parents=True, exist_ok=True)
+        self._end_service: Callable[[], None] = wandb.teardown
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "shard"),
             group=origin.run,
@@ -108,8 +109,9 @@ class Wandb:
         self._run.log({"step": step, **scalars})
 
     def close(self) -> None:
-        """End the run, so that it is whole on disk."""
+        """End the run, so that it is whole on disk: W&B's process writes on after `finish`, until it is told to end."""
         self._run.finish()
+        self._end_service()
 
 
 SINKS: dict[str, Callable[[Origin], Sink]] = {"tensorboard": TensorBoard, "wandb": Wandb}
