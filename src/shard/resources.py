@@ -115,20 +115,26 @@ def most_checkpoints(settings: StageSettings) -> int:
     return settings.keep_last + 4 + (settings.steps // settings.keep_every if settings.keep_every else 0)
 
 
-def check_memory(run: Run, device: "torch.device", num_ranks: int = 1) -> None:
-    """ShardError where weights, gradients and optimizer state of each rank on this machine, and the copy for a
-    checkpoint exceed the main memory.
+def check_memory(run: Run, device: "torch.device", num_ranks: int = 1, with_teacher: bool = False) -> None:
+    """ShardError where weights, gradients and optimizer state of each rank on this machine, the copy for a checkpoint
+    and, `with_teacher`, the weights of one that is asked at each step exceed the main memory.
     """
     from shard.environment import total_memory
     from shard.training.cost import checkpoint_bytes, state_bytes
 
-    states = num_ranks * state_bytes(run.recipe.config) if device.type == "cpu" else 0
-    needed = checkpoint_bytes(run.recipe.config) + states
+    distillation = run.recipe.distillation
+    held, what = state_bytes(run.recipe.config), "weights, gradients, optimizer state"
+    if with_teacher and distillation is not None and not distillation.is_cached:
+        from shard.distillation.causal import teacher_dtype
+        from shard.distillation.folder import count_weights
+
+        held += count_weights(distillation) * teacher_dtype(distillation, device).itemsize
+        what += ", the teacher"
+    needed = checkpoint_bytes(run.recipe.config) + (num_ranks * held if device.type == "cpu" else 0)
     if needed > total_memory():
         raise ShardError(
-            f"weights, gradients, optimizer state and their copy for a checkpoint take {format_size(needed)} and this "
-            f"machine has {format_size(total_memory())}: choose a smaller model"
-            + (", or fewer ranks" if num_ranks > 1 else "")
+            f"{what} and a copy for a checkpoint take {format_size(needed)} and this machine has "
+            f"{format_size(total_memory())}: choose a smaller model" + (", or fewer ranks" if num_ranks > 1 else "")
         )
 
 

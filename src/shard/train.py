@@ -89,8 +89,8 @@ def _train(
             f"{ranks.size} ranks are more than the {loader.num_rows} sequences of a step: start fewer, or raise "
             f"{name}.tokens_per_step"
         )
+    check_memory(run, device, ranks.local_size, with_teacher=name == "pretrain")
     teacher = teacher_of(run, loader, device) if name == "pretrain" else None
-    check_memory(run, device, ranks.local_size)
     check_disk(run, name)
     check_epochs(run)
     heldout = {

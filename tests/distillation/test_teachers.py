@@ -1,7 +1,9 @@
 """Both kinds of teacher: what they say of a batch, what is kept on the disk, and how that is resumed and refused."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,17 +11,20 @@ import pytest
 import torch
 from tiny_teacher import VOCAB, save_teacher
 
+from shard.config import Config
 from shard.data.loader import BatchLoader
 from shard.distillation import cache
 from shard.distillation.causal import CausalTeacher, load_teacher
-from shard.distillation.folder import check_licence, check_vocabulary, teacher_sha256
+from shard.distillation.folder import check_licence, check_vocabulary, count_weights, teacher_sha256
 from shard.distillation.loss import SparseTargets, dense_log_probabilities
 from shard.distillation.settings import DistillationSettings
 from shard.distillation.teach import TargetWriter
 from shard.distillation.teacher import CachedTeacher
 from shard.errors import ShardError, UsageError
 from shard.files import write_json
+from shard.resources import check_memory
 from shard.tokenizer import train_tokenizer
+from shard.training.cost import checkpoint_bytes, state_bytes
 
 LENGTH, ROWS = 16, 4
 CPU = torch.device("cpu")
@@ -310,3 +315,28 @@ def test_the_hash_is_of_the_weights(folder: Path, tmp_path: Path) -> None:
 )
 def test_the_schedule_of_the_weight(changes: dict[str, Any], step: int, expected: float) -> None:
     assert settings(Path("x"), **changes).weight_at(step, 100) == pytest.approx(expected)
+
+
+def test_the_weights_of_a_teacher_count_where_memory_is_checked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An online one is held beside the student by each rank; a cached one is gone by then. Neither is loaded for it."""
+    weights = load_teacher(settings(folder), folder / "tokenizer.json", CPU).num_parameters
+    assert count_weights(settings(folder)) == weights
+    config = Config(vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=2, head_dim=16, intermediate_size=48)
+    alone = 2 * state_bytes(config) + checkpoint_bytes(config)
+    monkeypatch.setattr("shard.environment.total_memory", lambda: alone + 2 * 4 * weights - 1)
+    for targets, is_held in (("online", True), ("cached", False)):
+        recipe = SimpleNamespace(config=config, distillation=settings(folder, targets=targets))
+        run: Any = SimpleNamespace(recipe=recipe)
+        check_memory(run, CPU, num_ranks=2)
+        if is_held:
+            with pytest.raises(ShardError, match="the teacher and a copy for a checkpoint take"):
+                check_memory(run, CPU, num_ranks=2, with_teacher=True)
+        else:
+            check_memory(run, CPU, num_ranks=2, with_teacher=True)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ShardError, match="damaged"):
+        count_weights(settings(damaged))

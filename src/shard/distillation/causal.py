@@ -65,6 +65,12 @@ class CausalTeacher:
         return False, None
 
 
+def teacher_dtype(settings: DistillationSettings, device: torch.device) -> torch.dtype:
+    """What the teacher of a recipe computes in on a device."""
+    precision = choose_precision(device)[0] if settings.precision == "auto" else settings.precision
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def load_teacher(settings: DistillationSettings, tokenizer: Path, device: torch.device) -> CausalTeacher:
     """The teacher of a recipe on a device. ShardError where transformers or the model is not there, or where its
     vocabulary is not that of the student's `tokenizer`.
@@ -75,8 +81,7 @@ def load_teacher(settings: DistillationSettings, tokenizer: Path, device: torch.
         raise ShardError(f"a teacher needs transformers ({error}): pip install 'shard-lm[hf]'") from None
     folder = teacher_folder(settings)
     check_vocabulary(settings, tokenizer)
-    precision = choose_precision(device)[0] if settings.precision == "auto" else settings.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = teacher_dtype(settings, device)
     extra = {} if settings.gguf_file is None else {"gguf_file": settings.gguf_file}
     try:
         model = AutoModelForCausalLM.from_pretrained(

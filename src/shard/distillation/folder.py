@@ -1,6 +1,7 @@
 """The folder of a teacher, looked at without loading the model: what it is, its vocabulary, its licence."""
 
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ def teacher_sha256(settings: DistillationSettings) -> str:
     else:
         files = sorted({path for pattern in _DECIDING for path in folder.glob(pattern)})
     return fingerprint([(path.name, _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in files])
+
+
+def count_weights(settings: DistillationSettings) -> int:
+    """How many weights the teacher has, by the headers of its files; of torch's own format at least so many."""
+    folder = teacher_folder(settings)
+    if settings.gguf_file is not None:
+        return sum(int(tensor.n_elements) for tensor in _gguf(folder / settings.gguf_file).tensors)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return sum(path.stat().st_size for path in folder.glob("*.bin")) // 4
+    return sum(_count_in(path) for path in files)
+
+
+def _count_in(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ShardError(f"distillation.teacher: {path} is damaged ({error})") from None
 
 
 @lru_cache
@@ -106,12 +128,16 @@ def _teacher_vocabulary(settings: DistillationSettings) -> dict[int, str]:
 
 def gguf_field(path: Path, name: str) -> Any:
     """A value of a GGUF file's metadata; None where it has none of this name."""
+    field = _gguf(path).fields.get(name)
+    return None if field is None else field.contents()
+
+
+def _gguf(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise ShardError(f"{path.name} needs the package gguf ({error}): pip install 'shard-lm[gguf]'") from None
     try:
-        field = GGUFReader(path).fields.get(name)
+        return GGUFReader(path)
     except Exception as error:  # the reader trusts what it reads
         raise ShardError(f"{path} is not a GGUF file that can be read ({type(error).__name__})") from None
-    return None if field is None else field.contents()
