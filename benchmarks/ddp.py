@@ -96,7 +96,7 @@ def serve(arguments: argparse.Namespace) -> None:
         sent, begun = 0.0, time.perf_counter()
         outcome = work.launch(step + 1, work.stage.loader.fetch(step)).wait()
         seconds = time.perf_counter() - begun
-        answer = {"seconds": seconds, "waiting_and_sum": sent, "loss": outcome[2]}
+        answer = {"seconds": seconds, "waiting_and_sum": sent, "loss": outcome[3]}
         answer |= {"precision": work.decisions.precision, "compiled": work.decisions.compile}
         print(json.dumps(answer), flush=True)
     os._exit(0)

@@ -28,13 +28,14 @@ from memory import SIZES
 from paired import ratio, seconds_of, spread
 from reference_step import random_rows, shard_step
 from shard.config import Config
+from shard.model import ShardLM
+from shard.muon import GRAM_ASPECT, POLAR_EXPRESS
 from shard.training.cost import count_parameters, flops_per_token
 from shard.training.memory import inner_width, predict_memory
 from shard.training.settings import StageSettings
 
 PRODUCT_RATE = 0.47
 """Of the peak, in products and attention alone: 25.7 ms for 32,768 tokens of the 54.5M model, measured on an H200."""
-NEWTON_SCHULZ_STEPS = 5
 LOGIT_PASSES = 6
 """How often a chunk of fp32 logits is written or read: product, log-sum-exp, cap, gradient, two products of it."""
 UPDATE_PASSES = 12
@@ -96,19 +97,17 @@ class StepCost:
         return ", ".join(f"{name} {parts[name] / self.seconds:.0%}" for name in order)
 
 
-def newton_schulz_flops(config: Config) -> int:
-    """Of one step: for m <= n, five times X X^T, A^2 and (b A + c A^2) X."""
-    from shard.model import ShardLM
-
+def newton_schulz_flops(config: Config, in_fp32: bool) -> int:
+    """Of a step: for m <= n five times X X^T, A^2 and (b A + c A^2) X; long ones in fp32 as muon.iterate_gram does."""
     with torch.device("meta"):
         model = ShardLM(config)
-    roles = model.parameter_roles()
-    total = 0
+    roles, steps, total = model.parameter_roles(), len(POLAR_EXPRESS), 0
     for name, parameter in model.named_parameters():
         if roles[name] == "matrix":
             m, n = sorted(parameter.shape[-2:])
-            matrices = parameter.numel() // (m * n)
-            total += matrices * NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3)
+            is_gram = in_fp32 and n >= GRAM_ASPECT * m
+            flops = (8 * steps - 6) * m**3 + 4 * m * m * n if is_gram else steps * (4 * m * m * n + 2 * m**3)
+            total += parameter.numel() // (m * n) * flops
     return total
 
 
@@ -138,7 +137,7 @@ def step_cost(
     adam_passes = 7  # reads weight, gradient and both moments, writes all but the gradient
     return StepCost(
         products=mine * (dense + attention) / (device.flops * rate),
-        newton_schulz=newton_schulz_flops(config) / ranks / (device.flops * rate),
+        newton_schulz=newton_schulz_flops(config, in_fp32=size == 4) / ranks / (device.flops * rate),
         traffic=mine * traffic_bytes(config, size) / device.bandwidth,
         update=4 * (UPDATE_PASSES * count.matrix + adam_passes * count.embedding) / device.bandwidth,
         network=sent / device.network if ranks > 1 else 0.0,
