@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
 	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
-	bench-train bench-window bench-muon bench-loss bench-memory bench-startup bench-decode
+	bench-train bench-window bench-muon bench-loss bench-memory bench-startup bench-decode bench-scaling
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -103,6 +103,11 @@ bench-memory: install
 # Against transformers and llama.cpp.
 bench-decode: install-dev
 	$(BIN)/python benchmarks/decode.py $(ARGS)
+
+# On paper and on this machine (docs/scaling.md).
+bench-scaling: install
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/scaling.py --measure --sizes 3M 7M 25M 54.5M $(ARGS)
 
 bench-startup: install
 	$(BIN)/python benchmarks/startup.py $(ARGS)

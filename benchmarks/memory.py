@@ -6,8 +6,7 @@
 
 A child trains a few steps of two micro-batches on random tokens, with a checkpoint after each, and gives the peak of
 its memory: VmHWM of the process on a CPU, the allocator's on CUDA. On a CPU, glibc keeps blocks of up to 32 MiB that
-were freed, and may hold half as much again as lives; the child has a fixed limit of 1 MiB above which memory goes back
-at once, so that the measurement is of what training needs. `--keep` leaves the allocator as it is.
+were freed; with `--trim` the child has a fixed limit of 1 MiB above which memory goes back at once.
 """
 
 import argparse
@@ -83,11 +82,11 @@ def train(name: str, recompute: bool, compiled: bool, steps: int = 2) -> dict[st
     return {"measured": measured, "predicted": predicted.peak, **vars(predicted)}
 
 
-def measure_in_child(name: str, recompute: bool, compiled: bool, keep: bool) -> dict[str, int]:
+def measure_in_child(name: str, recompute: bool, compiled: bool, trim: bool) -> dict[str, int]:
     """The same in a fresh process."""
     command = [sys.executable, __file__, "--child", name]
     command += ["--recompute"] * recompute + ["--eager"] * (not compiled)
-    environment = os.environ | ({} if keep else {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if trim else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -100,13 +99,13 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES)[1:])
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--keep", action="store_true", help="leave glibc's allocator as it is")
+    parser.add_argument("--trim", action="store_true", help="glibc gives freed blocks back at once")
     parser.add_argument("--child", choices=list(SIZES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(train(arguments.child, arguments.recompute, not arguments.eager)))
         return
-    options = (arguments.recompute, not arguments.eager, arguments.keep)
+    options = (arguments.recompute, not arguments.eager, arguments.trim)
     results = {name: measure_in_child(name, *options) for name in arguments.sizes}
     print(json.dumps(results, indent=2))
     for name, bytes_of in results.items():

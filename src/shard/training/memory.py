@@ -14,7 +14,7 @@ from shard.training.chunks import chunk_tokens
 from shard.training.cost import checkpoint_bytes, count_parameters
 from shard.training.settings import StageSettings
 
-PROCESS_BYTES = {False: 360e6, True: 700e6}
+PROCESS_BYTES = {False: 360e6, True: 600e6}
 """Of a process that has trained a model of next to no size on a CPU, not compiled and compiled: the interpreter, torch
 and its libraries, and what the compiler leaves behind. Measured on Linux."""
 
