@@ -123,14 +123,15 @@ def check_memory(run: Run, device: "torch.device", num_ranks: int = 1, with_teac
     from shard.training.cost import checkpoint_bytes, state_bytes
 
     distillation = run.recipe.distillation
-    held, what = state_bytes(run.recipe.config), "weights, gradients, optimizer state"
-    if with_teacher and distillation is not None and not distillation.is_cached:
-        from shard.distillation.causal import teacher_dtype
-        from shard.distillation.folder import count_weights
+    needed, what = checkpoint_bytes(run.recipe.config), "weights, gradients, optimizer state"
+    if device.type == "cpu":
+        needed += num_ranks * state_bytes(run.recipe.config)
+        if with_teacher and distillation is not None and not distillation.is_cached:
+            from shard.distillation.causal import teacher_dtype
+            from shard.distillation.folder import count_weights
 
-        held += count_weights(distillation) * teacher_dtype(distillation, device).itemsize
-        what += ", the teacher"
-    needed = checkpoint_bytes(run.recipe.config) + (num_ranks * held if device.type == "cpu" else 0)
+            needed += num_ranks * count_weights(distillation) * teacher_dtype(distillation, device).itemsize
+            what += ", the teacher"
     if needed > total_memory():
         raise ShardError(
             f"{what} and a copy for a checkpoint take {format_size(needed)} and this machine has "

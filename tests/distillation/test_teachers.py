@@ -333,6 +333,7 @@ def test_the_weights_of_a_teacher_count_where_memory_is_checked(
         if is_held:
             with pytest.raises(ShardError, match="the teacher and a copy for a checkpoint take"):
                 check_memory(run, CPU, num_ranks=2, with_teacher=True)
+            check_memory(run, torch.device("cuda"), num_ranks=2, with_teacher=True)  # it lies on the GPU
         else:
             check_memory(run, CPU, num_ranks=2, with_teacher=True)
     damaged = tmp_path / "damaged"
