@@ -73,7 +73,7 @@ def main() -> None:
 
     base = step_of("LG", 1024)
     config, device, dtype = base.stage.config, base.stage.device, DTYPES[base.decisions.precision]
-    local = base.model.blocks[0].attention.local_attention
+    local = base.model.blocks[0].attention.attend
     # As in a run: compiled where that is decided.
     compiled = torch.compile(lambda q, k, v: local(q, k, v, config.sliding_window), dynamic=False)
     attend_local = compiled if base.decisions.compile else lambda q, k, v: local(q, k, v, config.sliding_window)

@@ -230,7 +230,7 @@ def test_bf16_leaves_rope_in_fp32(tiny_model, monkeypatch):
     seen = []
     monkeypatch.setattr("shard.model.rotate", lambda x, cos, sin: seen.append((cos, sin)) or rotate(x, cos, sin))
     model(torch.zeros(1, 50, dtype=torch.int64))
-    expected = rope_angles(torch.arange(50), 16, 10_000.0)
+    expected = rope_angles(torch.arange(50)[:, None], 16, 10_000.0)
     assert len(seen) == 8
     for cos, sin in seen:
         assert cos.dtype == sin.dtype == torch.float32

@@ -25,7 +25,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from shard.config import Config
 
-LocalAttention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Causal attention of q, k, v [B, H, T, K], in which each token sees the last `window` ones, itself counted."""
+Angles = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary angles."""
 
 # Matrices start at 1 / sqrt(inputs), or at zero where they write to the stream. The table starts at SELF_LOGIT / width:
 # a new model passes each embedding on to the tied head as it is, so that its own token gets this logit at any width and
@@ -61,17 +64,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
 
 
-def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_angles(positions: Tensor, head_dim: int, theta: float) -> Angles:
     """Cosine and sine [..., K/2] of the rotary angles in fp32, computed anew: no buffer that a cast could round."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions.float()[..., None] / theta**exponents
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + K/2}) by its angle (the half-split layout), in fp32."""
-    left, right = x_BHTK.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BHTK.dtype)
+def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + K/2}) by its angle (the half-split layout), in fp32; cos and sin [T, 1, K/2]."""
+    left, right = x_BTHK.float().chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_BTHK.dtype)
 
 
 def local_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -106,28 +109,24 @@ class Attention(nn.Module):
         width = config.num_heads * config.head_dim
         self.head_dim = config.head_dim
         self.window = window
-        self.local_attention: LocalAttention = local_attention
+        self.attend: Attend = local_attention
         self.query = Linear(config.hidden_size, width)
         self.key = Linear(config.hidden_size, width)
         self.value = Linear(config.hidden_size, width)
         self.output = Linear(width, config.hidden_size, zero=True)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None) -> Tensor:
-        q, k, v = (
-            project(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = (project(x_BTD).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
+        # Turned as they come out of the products: turned as [B, H, T, K] they would lie so, the kernel would lay its
+        # result out like them, and the product that follows would have to copy it.
+        q, k, v = (x.transpose(1, 2) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
         if cache is not None and cache.num_seen > 0:
             k, v, mask_TS = cache.extend(k, v)
             y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS)
         else:
             if cache is not None:
                 cache.extend(k, v)
-            if self.window is None:
-                y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            else:
-                y_BHTK = self.local_attention(q, k, v, self.window)
+            y_BHTK = self.attend(q, k, v, self.window or q.size(2))
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -301,18 +300,23 @@ class ShardLM(nn.Module):
         end = start + ids_BT.size(1)
         if end > self.config.max_sequence_length:
             raise ValueError(f"{end} tokens, but the model's context is {self.config.max_sequence_length}")
-        return self.hidden_at(torch.arange(start, end, device=ids_BT.device), ids_BT, cache, dtype, routing)
+        angles = self.angles(torch.arange(start, end, device=ids_BT.device))
+        return self.hidden_at(angles, ids_BT, cache, dtype, routing)
+
+    def angles(self, positions_T: Tensor) -> Angles:
+        """RoPE's cosine and sine [T, 1, K/2] of tokens at these positions, the same for all heads."""
+        return rope_angles(positions_T[:, None], self.config.head_dim, self.config.rope_theta)
 
     def hidden_at(
         self,
-        positions: Tensor,
+        angles: Angles,
         ids_BT: Tensor,
         cache: KVCache | None = None,
         dtype: torch.dtype | None = None,
         routing: list[Routing] | None = None,
     ) -> Tensor:
-        """As `hidden`, of tokens at any positions: [T], or [B, 1, T] where each row of the batch has its own."""
-        cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        """As `hidden`, of tokens at the positions that `angles` were made of."""
+        cos, sin = angles
         x_BTD = self.embedding(ids_BT).to(dtype or self.final_norm.weight.dtype)
         # The factor is rounded to the dtype of x, as in the Gemma family.
         x_BTD = x_BTD * torch.tensor(math.sqrt(self.config.hidden_size), dtype=x_BTD.dtype)

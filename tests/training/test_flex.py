@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from shard.model import local_attention
+from shard.training import flex
 from shard.training.flex import flex_attention_works, make_flex_attention, masked_flex_attention, sliding_window_mask
 
 
@@ -24,6 +25,28 @@ def test_outside_of_compile_the_scores_are_never_held():
     assert torch.equal(attend(q, k, v, 8), local_attention(q, k, v, 8))
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "expected"),
+    [(512, {}), (1024, {512: 512}), (2048, {512: 512, 2048: 2048}), (4096, {512: 512, 4096: 4096})],
+)
+def test_which_layers_take_it(monkeypatch, num_tokens, expected):
+    """Local ones that do not see all, and global ones from 2,048 tokens on."""
+    seen = {}
+    monkeypatch.setattr(flex, "sliding_window_mask", lambda num_tokens, window, device: window)
+    monkeypatch.setattr(flex, "masked_flex_attention", lambda q, k, v, mask: seen.update({window: mask}))
+    monkeypatch.setattr(flex, "local_attention", lambda q, k, v, window: None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    attend = make_flex_attention(num_tokens, 512, torch.device("cpu"))
+    q = torch.zeros(1, 1, num_tokens, 16)
+    for window in (512, num_tokens):
+        attend(q, q, q, window)
+    assert seen == expected
+    seen.clear()
+    shorter = q[:, :, 1:]
+    attend(shorter, shorter, shorter, 512)
+    assert not seen
+
+
 def test_blocks_out_of_sight_are_left_out():
     """2048 tokens in blocks of 128 with a window of 256: a block of queries touches at most three of keys."""
     mask = sliding_window_mask(2048, 256, torch.device("cpu"))
@@ -36,26 +59,27 @@ def test_a_probe_that_fails_gives_its_reason(monkeypatch):
         raise RuntimeError("out of shared memory\nand more lines")
 
     monkeypatch.setattr(torch, "compile", lambda function: broken)
-    works, reason = flex_attention_works(torch.device("cpu"), torch.float32)
+    works, reason = flex_attention_works(torch.device("cpu"), torch.float32, 64)
     assert not works
     assert reason == "FlexAttention fails on this GPU (out of shared memory)"
 
 
 def test_a_probe_that_computes_something_else_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, mask: local_attention(q, k, v, 127))
-    works, reason = flex_attention_works(torch.device("cpu"), torch.float32)
+    works, reason = flex_attention_works(torch.device("cpu"), torch.float32, 64)
     assert not works
     assert "differs from block-local attention" in reason
 
 
 def test_a_probe_that_agrees_is_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: lambda q, k, v, mask: local_attention(q, k, v, 128))
-    assert flex_attention_works(torch.device("cpu"), torch.float32)[0]
+    assert flex_attention_works(torch.device("cpu"), torch.float32, 64)[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's kernels run on CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_probe_on_this_gpu_gives_an_answer(dtype):
-    works, reason = flex_attention_works(torch.device("cuda"), dtype)
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_probe_on_this_gpu_gives_an_answer(dtype, head_dim):
+    works, reason = flex_attention_works(torch.device("cuda"), dtype, head_dim)
     assert isinstance(works, bool)
     assert reason

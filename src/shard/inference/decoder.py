@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shard.inference.cuda_graph import GraphedStep
 from shard.inference.quantize import Int8Linear
-from shard.model import Block, FeedForward, Linear, ShardLM, rope_angles
+from shard.model import Block, FeedForward, Linear, ShardLM
 
 LEAST_SIZE = 256
 """Slots of a buffer that a compiled step reads at least; then it doubles, each time compiled anew."""
@@ -67,8 +67,8 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             ids_BT[row, : len(prompt)] = torch.tensor(prompt)
         ids_BT = ids_BT.to(self.device)
-        positions_T = torch.arange(ids_BT.size(1), device=self.device)
-        hidden_BTD = self.model.hidden_at(positions_T, ids_BT, batch)  # type: ignore[arg-type]
+        angles = self.model.angles(torch.arange(ids_BT.size(1), device=self.device))
+        hidden_BTD = self.model.hidden_at(angles, ids_BT, batch)  # type: ignore[arg-type]
         last_BD = hidden_BTD[batch.rows_B, batch.lengths_B - 1]
         return batch, self.model.logits(last_BD[:, None])[:, 0]
 
@@ -80,7 +80,7 @@ class Decoder:
     def step(self, ids_B: Tensor, batch: "Batch") -> Tensor:
         """What `extend` computes: the same operations for every token. Rows that have ended stay where they are."""
         config = self.model.config
-        cos, sin = rope_angles(batch.lengths_B[:, None], config.head_dim, config.rope_theta)
+        cos, sin = self.model.angles(batch.lengths_B)
         cos_B1K, sin_B1K = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         places = batch.locate()
         x_BD = self.model.embedding(ids_B) * self.embedding_factor

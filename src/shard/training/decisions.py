@@ -35,12 +35,12 @@ class Decisions:
     micro_batch: int
     """Sequences computed at once."""
     flex_attention: bool
-    """Local layers by FlexAttention, on CUDA, where there is nothing better."""
+    """FlexAttention, on CUDA."""
     reasons: dict[str, str]
     flash_window: bool = False
     """Local layers by two causal attentions, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
     varlen_attention: bool = False
-    """Local layers by FlashAttention's window, on CUDA."""
+    """Local layers by FlashAttention's window, on CUDA where FlexAttention cannot be used."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,14 +152,15 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
         rows = settings.tokens_per_step // settings.sequence_length
         micro_batch, reasons["micro_batch"] = min(settings.micro_batch, rows), "the recipe says so"
     varlen_works = flex_works = False
-    if device.type == "cuda":
+    if device.type == "cuda" and compile_works:
+        from shard.training.flex import flex_attention_works
+
+        head_dim = 64 if config is None else config.head_dim
+        flex_works, reasons["flex_attention"] = flex_attention_works(device, DTYPES[precision], head_dim)
+    if device.type == "cuda" and not flex_works:
         from shard.training.varlen import varlen_attention_works
 
         varlen_works, reasons["varlen_attention"] = varlen_attention_works(device, DTYPES[precision])
-    if device.type == "cuda" and not varlen_works and compile_works:
-        from shard.training.flex import flex_attention_works
-
-        flex_works, reasons["flex_attention"] = flex_attention_works(device, DTYPES[precision])
     flash_works = False
     if device.type == "cpu":
         from shard.training.window import flash_window_works

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from shard.errors import ShardError
-from shard.model import ExpertLinear, LocalAttention, Routing, ShardLM, local_attention
+from shard.model import Angles, Attend, ExpertLinear, Routing, ShardLM, local_attention
 from shard.training.chunks import chunk_pass
 from shard.training.decisions import DTYPES, Decisions, fit_micro_batch, halve_micro_batch, is_out_of_memory
 from shard.training.guard import StepGuard
@@ -66,6 +66,9 @@ class TrainingStep:
         """How many numbers of an outcome are what ranks told each other."""
         self.routed_LS: Tensor | None = None
         """Of the last batch: what the routers of a mixture of experts did, see routing.py."""
+        # Made here once: within what is compiled, every product that turns a head would compute the angles again for
+        # each of its numbers. On a GPU that took a quarter of a micro-batch.
+        self._angles = model.angles(torch.arange(stage.settings.sequence_length, device=stage.device))
         self._choose_kernels()
         self._compute_hidden, self._chunk_pass = self._hidden, chunk_pass
         if stage.decisions.compile:
@@ -75,7 +78,7 @@ class TrainingStep:
 
     def _choose_kernels(self) -> None:
         """Local attention by what was decided, and layers that are computed again where the recipe asks for it."""
-        attend: LocalAttention = local_attention
+        attend: Attend = local_attention
         if self.decisions.varlen_attention:
             from shard.training.varlen import varlen_local_attention as attend
         elif self.decisions.flex_attention:
@@ -92,7 +95,7 @@ class TrainingStep:
                 if isinstance(module, ExpertLinear):
                     module.product = grouped_linear
         for block in self.model.blocks:
-            block.attention.local_attention = attend  # type: ignore[union-attr]
+            block.attention.attend = attend  # type: ignore[union-attr]
             if self.stage.settings.recompute == "layer":
                 # Nothing in a layer is random, so there is no state of a generator to keep.
                 again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -108,10 +111,10 @@ class TrainingStep:
         """All weights and the whole optimizer state."""
         return [*self.model.state_dict().values(), *self.optimizer.state().values()]
 
-    def _hidden(self, inputs_BT: Tensor) -> tuple[Tensor, list[Routing] | None]:
+    def _hidden(self, inputs_BT: Tensor, angles: Angles) -> tuple[Tensor, list[Routing] | None]:
         """Hidden states [B * T, D], and of a mixture of experts what its routers decided."""
         routing: list[Routing] | None = None if self.stage.config.mixture is None else []
-        hidden_BTD = self.model.hidden(inputs_BT, dtype=self.decisions.dtype, routing=routing)
+        hidden_BTD = self.model.hidden_at(angles, inputs_BT, dtype=self.decisions.dtype, routing=routing)
         return hidden_BTD.flatten(0, 1), routing
 
     def _loss(
@@ -124,7 +127,7 @@ class TrainingStep:
     ) -> tuple[Loss | TeacherLoss, Tensor | None]:
         """The loss, and of a mixture of experts what its routers did."""
         config, teacher = self.stage.config, self.stage.teacher
-        hidden_ND, routing = self._compute_hidden(inputs_BT)
+        hidden_ND, routing = self._compute_hidden(inputs_BT, self._angles)
         table_VD, targets_N = self.model.embedding.weight, targets_BT.flatten()
         more = (config.logit_cap, self.stage.settings.z_loss, scale, self._chunk_pass)
         loss: Loss | TeacherLoss

@@ -1,7 +1,7 @@
 """Sliding-window attention on CUDA by FlashAttention's own window, which skips what is out of sight.
 
 torch offers it for sequences of any lengths laid end to end; here all have the same. It computes in half precision.
-Where it cannot be used, FlexAttention (flex.py) is tried.
+It is for where FlexAttention (flex.py) cannot be used.
 """
 
 import torch
