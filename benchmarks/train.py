@@ -4,14 +4,16 @@
     python benchmarks/train.py --precision bf16   another dtype than the one that Shard chooses here, on both sides
 
 A step of 131,072 tokens takes minutes on two cores, so a micro-batch and the optimizer are measured by themselves and
-put together: seconds of a step = micro-batches * micro-batch + optimizer. Forward and backward are real, on
-random tokens; Shard's side includes its guard and the norm of the gradients. The limit is what no implementation in
+put together: seconds of a step = micro-batches * micro-batch + optimizer. On a GPU all micro-batches of a step are
+measured in one go, since the host queues the next one while one is computed. Forward and backward are real, on random
+tokens; Shard's side includes its guard and the norm of the gradients. The limit is what no implementation in
 torch gets below here: the matrix products of the step and the attention kernel, forward and backward, alone.
 """
 
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from shard.environment import set_process_defaults
@@ -59,6 +61,12 @@ def products_and_attention(config: Config, rows: int, dtype: torch.dtype, device
     return run
 
 
+def repeated(side: "callable", times: int) -> None:
+    """Call it some times, one after another."""
+    for _ in range(times):
+        side()
+
+
 def main() -> None:
     """Measure and print one JSON object, then lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +76,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--eager", action="store_true", help="neither side is compiled")
     arguments = parser.parse_args()
+    if STEP_TOKENS % (arguments.rows * SEQUENCE):
+        parser.error(f"--rows must divide {STEP_TOKENS // SEQUENCE}, the sequences of a step")
     config = Config(num_layers=arguments.layers)
     rows = random_rows(config, arguments.rows, SEQUENCE)
     tokens = rows.shape[0] * SEQUENCE
@@ -91,7 +101,10 @@ def main() -> None:
         **({"transformers, compiled": lambda: compiled.micro_batch(rows)} if compiled else {}),
         "limit": products_and_attention(config, arguments.rows, DTYPES[precision], device),
     }
-    seconds = measure(sides, arguments.pairs)
+    micro_batches = STEP_TOKENS // tokens
+    at_once = micro_batches if device.type == "cuda" else 1
+    together = {name: partial(repeated, side, at_once) for name, side in sides.items()}
+    seconds = {name: [t / at_once for t in times] for name, times in measure(together, arguments.pairs).items()}
     zero = torch.zeros((), device=device)
 
     def update() -> None:
@@ -103,7 +116,6 @@ def main() -> None:
             p.grad = grads[name]
 
     optimizers = measure({"Shard": update, "transformers": eager.update}, arguments.pairs)
-    micro_batches = STEP_TOKENS / tokens
     optimizer_of = {
         "Shard": optimizers["Shard"],
         "transformers": optimizers["transformers"],
