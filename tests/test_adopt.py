@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from gemma_like import write_like_gemma
+from tokenizers import Tokenizer
 
 from shard.adopt import adopt_tokenizer, find_tokenizer
 from shard.data.shards import BulkEncoder, is_own_form
@@ -20,23 +21,7 @@ TEXTS = ["The quick  brown fox, 12345 times.\n\n", "def f(x):\n    return x + 1\
 
 @pytest.fixture
 def like_gemma(tmp_path: Path) -> Path:
-    """A small tokenizer of the form of Gemma's: spaces become U+2581, unknown characters become bytes."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    alphabet = [f"<0x{i:02X}>" for i in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=[*special, *alphabet], show_progress=False)
-    tokenizer.train_from_iterator(TEXTS[:2] * 5, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
-    parts = json.loads(tokenizer.to_str())
-    parts["added_tokens"] = [one for one in parts["added_tokens"] if one["content"] in special]
-    parts["added_tokens"].append({**parts["added_tokens"][0], "id": 1000, "content": "<image>"})
-    path = tmp_path / "gemma" / "tokenizer.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(parts), encoding="utf-8")
-    return path
+    return write_like_gemma(tmp_path / "gemma", TEXTS[:2] * 5)
 
 
 def test_ids_are_those_of_tokenizers_and_nothing_is_added(like_gemma: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shard.data.hub import endpoint
 from shard.errors import ShardError, UsageError
 from shard.files import sha256_of, write_text
 from shard.inference.load import read_tokenizer
@@ -66,7 +67,7 @@ def find_tokenizer(origin: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(origin, FILE))
+        return Path(hf_hub_download(origin, FILE, endpoint=endpoint()))
     except Exception as error:  # of the network, of the hub, of its answer: many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ShardError(

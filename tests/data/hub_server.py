@@ -1,4 +1,6 @@
-"""A small hub on 127.0.0.1: the part of the API that reading a dataset takes, and failures on demand."""
+"""A small hub on 127.0.0.1: the part of the API that reading a dataset, or a file of a model, takes, and failures on
+demand.
+"""
 
 import hashlib
 import json
@@ -74,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             case ["datasets", owner, name, "resolve", revision, *path]:
                 if found := self.find(f"{owner}/{name}", revision):
                     self.redirect(found, f"{owner}/{name}", "/".join(path))
+            case [owner, name, "resolve", revision, *path]:  # of a model; what is not in LFS comes at once
+                if found := self.find(f"{owner}/{name}", revision):
+                    self.send_file(found, "/".join(path))
             case ["storage", digest]:
                 self.send_content(self.server.storage[digest])
             case _:
@@ -132,6 +137,19 @@ class Handler(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def send_file(self, found: tuple[str, dict[str, bytes]], path: str) -> None:
+        sha, files = found
+        if path not in files:
+            self.send_error_code(404, "EntryNotFound", "Entry not found")
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("ETag", f'"{hashlib.sha1(files[path]).hexdigest()}"')
+        self.send_header("Content-Length", str(len(files[path])))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(files[path])
 
     def send_content(self, content: bytes, until: int | None = None) -> None:
         """What the Range asks for. With `until`, the connection is cut before that byte."""
