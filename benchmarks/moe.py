@@ -98,17 +98,15 @@ TWO = {"num_experts": 3, "top_k": 2, "num_shared": 0, "score": "softmax_top_k"}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "top-1 sigmoid + shared, no balance": {**ONE, "score": "sigmoid"},
+    "top-1 sigmoid + shared, sign 0.01": {**ONE, "score": "sigmoid", "bias_rate": 1e-2},
+    "top-1 sigmoid + shared, sign 0.003": {**ONE, "score": "sigmoid", "bias_rate": 3e-3},
     "top-1 sigmoid + shared, bias 0.01": {**ONE, "score": "sigmoid", "bias_rate": 1e-2},
-    "top-1 sigmoid + shared, bias 0.01 of the schedule": {**ONE, "score": "sigmoid", "bias_rate": 1e-2},
-    "top-1 sigmoid + shared, bias 0.003": {**ONE, "score": "sigmoid", "bias_rate": 3e-3},
-    "top-1 sigmoid + shared, bias 0.001": {**ONE, "score": "sigmoid", "bias_rate": 1e-3},
-    "top-1 softmax + shared, bias 0.01": {**ONE, "score": "softmax", "bias_rate": 1e-2},
-    "top-2 softmax over the chosen, bias 0.01": {**TWO, "bias_rate": 1e-2},
+    "top-1 sigmoid + shared, bias 0.03": {**ONE, "score": "sigmoid", "bias_rate": 3e-2},
+    "top-1 sigmoid + shared, bias 0.1": {**ONE, "score": "sigmoid", "bias_rate": 1e-1},
+    "top-1 softmax + shared, bias 0.03": {**ONE, "score": "softmax", "bias_rate": 3e-2},
+    "top-2 softmax over the chosen, bias 0.03": {**TWO, "bias_rate": 3e-2},
     "top-1 sigmoid + shared, balance loss 0.01": {**ONE, "score": "sigmoid", "balance_loss": 1e-2},
 }
-
-OF_THE_SCHEDULE = "of the schedule"
-"""Where a variant's name ends so, its bias rate follows the learning rate: it warms up and decays as that does."""
 
 
 def read_bytes(scale: Scale) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +132,15 @@ def config_of(scale: Scale, mixture: dict[str, Any] | None) -> Config:
     return dense if mixture is None else replace(dense, intermediate_size=dense.intermediate_size // 2, moe=mixture)
 
 
+@torch.no_grad()
+def balance_by_sign(model: ShardLM, routed_LS: torch.Tensor, skip: torch.Tensor) -> None:
+    """The rule as published (arXiv 2408.15664), for comparison: a step of equal size for every expert."""
+    mixture = model.config.mixture
+    for block, row_S in zip(model.blocks, routed_LS, strict=True):
+        sign_E = (row_S[:-1].mean() - row_S[:-1]).sign()
+        block.feed_forward.bias += mixture.bias_rate * (sign_E - sign_E.mean()) * (1 - skip)
+
+
 def train(
     scale: Scale,
     mixture: dict[str, Any] | None,
@@ -142,7 +149,7 @@ def train(
     held: torch.Tensor,
     device: torch.device,
     precision: str,
-    follows_schedule: bool = False,
+    by_sign: bool = False,
 ) -> dict[str, Any]:
     """Train one model; its held-out bits per byte, and how far the loads of its last tenth are from even."""
     torch.manual_seed(seed)
@@ -167,7 +174,7 @@ def train(
     begun, loads = time.perf_counter(), []
     table = model.embedding.weight
     for step in range(steps):
-        rates = optimizer.set_step(step)
+        optimizer.set_step(step)
         batch = tokens[starts[step][:, None] + places].long()
         routing: list[Routing] | None = None if mixture is None else []
         hidden = model.hidden(batch[:, :-1], dtype=dtype, routing=routing).flatten(0, 1)
@@ -180,7 +187,7 @@ def train(
         loss.total.backward()
         optimizer.step(optimizer.gradient_norm(), taken)
         if routed is not None:
-            balance(model, routed, taken, rates["lr_muon"] / settings.lr_muon if follows_schedule else 1.0)
+            (balance_by_sign if by_sign else balance)(model, routed, taken)
             if step >= steps * 9 // 10:
                 loads.append(routed[:, :-1])
     nll, scored = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -259,8 +266,7 @@ def main() -> None:
                 continue
             if time.monotonic() >= deadline:
                 return print("paused", flush=True)
-            paced = name.endswith(OF_THE_SCHEDULE)
-            done = train(scale, VARIANTS[name], seed, tokens, held, device, precision, paced)
+            done = train(scale, VARIANTS[name], seed, tokens, held, device, precision, ", sign " in name)
             extra = {"bytes": len(tokens), "precision": precision, "device": device_name(device)}
             results.append(this | done | extra)
             print(json.dumps(results[-1]), flush=True)

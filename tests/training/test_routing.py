@@ -43,12 +43,27 @@ def test_the_bias_moves_against_the_load_once_a_step_and_not_in_a_skipped_one(ti
     balance(model, routed, torch.ones(()))
     assert not any(block.feed_forward.bias.any() for block in model.blocks)
     balance(model, routed, torch.zeros(()))
-    expected = 0.1 * (torch.tensor([-1.0, 1.0, 1.0]) - 1 / 3)
+    # The mean load is 4: the first has 1.25 of it too much, which counts as 1.
+    expected = 0.1 * (torch.tensor([-1.0, 0.25, 1.0]) - 0.25 / 3)
     for block in model.blocks:
         torch.testing.assert_close(block.feed_forward.bias, expected)
-    balance(model, routed, torch.zeros(()), pace=0.5)
-    for block in model.blocks:
-        torch.testing.assert_close(block.feed_forward.bias, 1.5 * expected)
+
+
+def test_the_bias_makes_the_mean_load_even_where_single_steps_are_not(tiny_config: Config) -> None:
+    """Each step's tokens like another expert best, and the first most of all."""
+    model = ShardLM(replace(tiny_config, moe=MOE | {"bias_rate": 0.03}))
+    layer = model.blocks[0].feed_forward
+    generator = torch.Generator().manual_seed(0)
+    loads = []
+    for _ in range(300):
+        liking_E = torch.tensor([0.3, 0.0, -0.1]) + 0.1 * torch.randn(3, generator=generator)
+        scores_NE = liking_E + 0.2 * torch.randn(256, 3, generator=generator)
+        chosen = (scores_NE + layer.bias).argmax(dim=-1)
+        loads.append(torch.bincount(chosen, minlength=3).float())
+        balance(model, torch.cat([loads[-1], torch.zeros(1)]).repeat(tiny_config.num_layers, 1), torch.zeros(()))
+    share_E = torch.stack(loads[100:]).mean(dim=0) / 256
+    assert (torch.stack(loads[100:]) / 256 - 1 / 3).abs().max() > 0.15, "single steps are far from even"
+    assert (3 * share_E - 1).abs().max() < 0.03
 
 
 def test_what_is_recorded(tiny_config: Config) -> None:

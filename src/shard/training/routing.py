@@ -3,10 +3,13 @@
     load_e    = share of the choices of a batch that fell on expert e
     balance   = E * sum_e load_e * mean(p_e)          p: the scores, made to sum to one; 1 where all is even
     router z  = mean(logsumexp(logits)^2)
-    bias_e   <- bias_e + rate * (s_e - mean(s))       s_e = sign(mean load - load_e), once a step, of the global batch
+    bias_e   <- bias_e + rate * (r_e - mean(r))       r_e = 1 - load_e / mean load, at least -1, once a step, of the
+                                                      global batch
 
 Both losses are sums over the layers, and each is taken over the tokens of a micro-batch. The bias needs no loss, so the
-gradient is that of the language model alone (Wang et al., arXiv 2408.15664).
+gradient is that of the language model alone (Wang et al., arXiv 2408.15664). There r is the sign of this one, which
+makes the median step even; a bias that adds up what was missed makes the mean of all steps even: what is left of the
+misses of n steps is what the bias moved in them, over rate * n.
 Shape suffixes: L layers, E experts, S = E + 1 (the loads and the entropy), N tokens.
 """
 
@@ -42,16 +45,16 @@ def add_router_losses(
 
 
 @torch.no_grad()
-def balance(model: ShardLM, routed_LS: Tensor, skip: Tensor, pace: float = 1.0) -> None:
+def balance(model: ShardLM, routed_LS: Tensor, skip: Tensor) -> None:
     """Move every layer's bias towards even loads, from the sums of a whole step; where the scalar `skip` is 1 nothing
-    changes. `pace` multiplies the rate.
+    changes.
     """
     mixture = cast(Mixture, model.config.mixture)
     for block, row_S in zip(model.blocks, routed_LS, strict=True):
         layer = cast(MixtureOfExperts, block.feed_forward)
         load_E = row_S[:-1]
-        sign_E = (load_E.mean() - load_E).sign()
-        layer.bias += pace * mixture.bias_rate * (sign_E - sign_E.mean()) * (1 - skip)
+        missing_E = (1 - load_E / load_E.mean()).clamp(min=-1)
+        layer.bias += mixture.bias_rate * (missing_E - missing_E.mean()) * (1 - skip)
 
 
 def describe_routing(sums: list[float], config: Config, num_tokens: int) -> dict[str, Any]:
