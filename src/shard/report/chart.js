@@ -180,6 +180,7 @@ class Chart {
     }
     if (this.log) return high > low ? [low, high] : [low / 2, high * 2];
     if (this.zero) low = Math.min(0, low);
+    if (high === low && this.zero && low === 0) return [0, 1];
     if (high === low) return [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
     const margin = (high - low) * 0.05;
     return [this.zero && low === 0 ? 0 : low - margin, high + margin];
