@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shard.config import Config
 from shard.model import ShardLM
@@ -11,6 +12,27 @@ from shard.model import ShardLM
 torch.set_num_threads(1)  # sums in the same order on every machine
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any result of any operation had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.fixture
+def largest_tensor() -> type[LargestTensor]:
+    """`with largest_tensor() as mode`: `mode.elements` is what the largest result had."""
+    return LargestTensor
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shard.config import Config
 from shard.model import KVCache, RMSNorm, ShardLM, ToyLM, local_attention, rope_angles, rotate
@@ -63,21 +62,6 @@ def naive_logits(weights: dict[str, torch.Tensor], config: Config, ids: torch.Te
         x = x + h @ layer["feed_forward.down.weight"].T
     x = naive_norm(x, w["final_norm.weight"], config.norm_eps)
     return config.logit_cap * torch.tanh(x @ w["embedding.weight"].T / config.logit_cap)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any result of any operation had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def random_ids(config: Config, batch: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
@@ -293,16 +277,16 @@ def test_the_window_ends_where_it_should(position):
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_local_attention_makes_nothing_of_t_by_t(needs_grad):
+def test_local_attention_makes_nothing_of_t_by_t(largest_tensor, needs_grad):
     num_tokens, window, width = 1024, 16, 4
     q, k, v = (torch.randn(1, 1, num_tokens, width, requires_grad=needs_grad) for _ in range(3))
-    with LargestTensor() as largest:
+    with largest_tensor() as largest:
         y = local_attention(q, k, v, window)
         if needs_grad:
             y.sum().backward()
     assert 0 < largest.elements <= 2 * num_tokens * window
     assert largest.elements < num_tokens**2 / 16
-    with LargestTensor() as control:
+    with largest_tensor() as control:
         naive_attention(q, k, v, window)
     assert control.elements >= num_tokens**2, "the measure does not see a T x T tensor"
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shard.distillation.loss import (
     DenseTargets,
@@ -165,28 +164,16 @@ def test_bf16_is_close_and_keeps_the_dtypes(seven_rows: None) -> None:
     assert (d_table.double() - expected_d_table).norm() / expected_d_table.norm() < 0.02
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any result of any operation had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 @pytest.mark.parametrize("kind", ["dense", "sampled", "top_k"])
-def test_never_holds_all_logits_of_student_or_teacher(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_never_holds_all_logits_of_student_or_teacher(
+    largest_tensor, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 40)
     hidden, table, targets = make(1000)
     soft = make_teacher(kind, 1000)
     largest = {}
     for compute in (plain_distilled_loss, chunked_distilled_loss):
-        with LargestTensor() as mode:
+        with largest_tensor() as mode:
             compute(hidden, table, targets, soft, 0.5, 30.0, 1e-4).total.backward()
         largest[compute] = mode.elements
     assert largest[plain_distilled_loss] == 1000 * V

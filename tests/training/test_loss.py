@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from shard.training import chunks
 from shard.training.chunks import chunk_tokens
@@ -153,30 +152,30 @@ def test_a_uniform_model_has_log_v():
     assert result.total.item() == pytest.approx(6 * (math.log(V) + 0.5 * math.log(V) ** 2), rel=1e-6)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any result of any operation had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
-def test_never_holds_all_logits(monkeypatch):
+def test_never_holds_all_logits(largest_tensor, monkeypatch):
     monkeypatch.setattr(chunks, "chunk_tokens", lambda *_: 40)
     hidden, table, targets = make(1000)
     largest = {}
     for compute in (plain_loss, chunked_loss):
-        with LargestTensor() as mode:
+        with largest_tensor() as mode:
             compute(hidden, table, targets, 30.0, 1e-4).total.backward()
         largest[compute] = mode.elements
     assert largest[plain_loss] == 1000 * V
     assert largest[chunked_loss] <= max(40 * V, 1000 * D)
+
+
+def test_262_144_tokens_of_vocabulary_hold_the_logits_of_a_chunk(largest_tensor):
+    """All logits would be three times these; D = 4, since it is their number that counts."""
+    vocab_size, num_tokens = 262_144, 384
+    torch.manual_seed(0)
+    hidden = torch.randn(num_tokens, 4, requires_grad=True)
+    table = (0.1 * torch.randn(vocab_size, 4)).requires_grad_()
+    targets = torch.randint(vocab_size, (num_tokens,))
+    with largest_tensor() as mode:
+        loss = chunked_loss(hidden, table, targets, 30.0, 1e-4, 1 / num_tokens)
+        loss.total.backward()
+    assert mode.elements == 128 * vocab_size
+    assert loss.nll_sum.item() / num_tokens == pytest.approx(math.log(vocab_size), rel=0.02)
 
 
 def test_a_chunk_of_a_large_vocabulary_is_worth_reading_the_table_for():
