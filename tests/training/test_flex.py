@@ -1,9 +1,12 @@
 """FlexAttention computes the same function as block-local attention; its kernels themselves need a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from shard.model import local_attention
+from shard.model import ShardLM, local_attention
 from shard.training import flex
 from shard.training.flex import flex_attention_works, make_flex_attention, masked_flex_attention, sliding_window_mask
 
@@ -45,6 +48,32 @@ def test_which_layers_take_it(monkeypatch, num_tokens, expected):
     shorter = q[:, :, 1:]
     attend(shorter, shorter, shorter, 512)
     assert not seen
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_whole_model_that_is_traced_has_the_same_gradients(monkeypatch, tiny_config, recompute):
+    """Forward and backward as torch.compile traces them, without the kernels, which torch keeps from a CPU."""
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(flex, "LEAST_GLOBAL_TOKENS", 40)
+    attend = make_flex_attention(40, tiny_config.sliding_window, torch.device("cpu"))
+    hidden, gradients = [], []
+    for kernel in (local_attention, attend):
+        torch.manual_seed(0)
+        model = ShardLM(tiny_config)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        for block in model.blocks:
+            block.attention.attend = kernel
+            if recompute:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        angles, ids = model.angles(torch.arange(40)), torch.arange(80).view(2, 40) % 67
+        run = model.hidden_at if kernel is local_attention else torch.compile(model.hidden_at, backend="aot_eager")
+        hidden.append(run(angles, ids))
+        hidden[-1].square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-4, atol=1e-5)
+    for got, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_blocks_out_of_sight_are_left_out():
