@@ -66,8 +66,8 @@ class TrainingStep:
         """How many numbers of an outcome are what ranks told each other."""
         self.routed_LS: Tensor | None = None
         """Of the last batch: what the routers of a mixture of experts did, see routing.py."""
-        # Made here once: within what is compiled, every product that turns a head would compute the angles again for
-        # each of its numbers. On a GPU that took a quarter of a micro-batch.
+        # Made here once: within what is compiled, each layer would compute the angles again for every number of every
+        # head. On a GPU that took a quarter of a micro-batch.
         self._angles = model.angles(torch.arange(stage.settings.sequence_length, device=stage.device))
         self._choose_kernels()
         self._compute_hidden, self._chunk_pass = self._hidden, chunk_pass
@@ -77,7 +77,7 @@ class TrainingStep:
         self.reset()
 
     def _choose_kernels(self) -> None:
-        """Local attention by what was decided, and layers that are computed again where the recipe asks for it."""
+        """Attention by what was decided, and layers that are computed again where the recipe asks for it."""
         attend: Attend = local_attention
         if self.decisions.varlen_attention:
             from shard.training.varlen import varlen_local_attention as attend
