@@ -17,6 +17,9 @@ from shard.units import format_count, format_duration, format_size
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
 PROBE_TOKENS = 1024
+"""Tokens of a probe of the training speed at most."""
+PROBE_SECONDS = 2.0
+"""No larger probe is made after one that took so long: a large model on a small machine takes minutes for all."""
 
 
 def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Path | None = None) -> dict[str, Any]:
@@ -150,9 +153,10 @@ def _active_rows(result: dict[str, Any]) -> dict[str, str]:
 
 
 def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:
-    """Tokens a second of forward and backward on a few sequences, not compiled: what compiling gains comes on top.
+    """Tokens a second of forward and backward on a few tokens, not compiled: what compiling gains comes on top.
 
-    A sequence longer than PROBE_TOKENS is cut to that, and the speed scaled by the FLOPs that its attention adds.
+    From few tokens to PROBE_TOKENS, as long as PROBE_SECONDS allow it. The speed is scaled by the FLOPs that attention
+    adds in sequences that are longer than this.
     """
     import torch
 
@@ -163,11 +167,9 @@ def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: s
 
     device, config = choose_device(), recipe.config
     model = ShardLM(config).to(device)
-    length = min(settings.sequence_length, PROBE_TOKENS)
-    rows = max(1, PROBE_TOKENS // length)
-    ids = torch.randint(0, config.vocab_size, (rows, length + 1), device=device)
-    seconds = []
-    for _ in range(2):  # the first one touches fresh memory
+
+    def seconds_of(rows: int, length: int) -> float:
+        ids = torch.randint(0, config.vocab_size, (rows, length + 1), device=device)
         begun = time.perf_counter()
         hidden = model.hidden(ids[:, :-1], dtype=DTYPES[precision])
         targets = ids[:, 1:].flatten()
@@ -175,9 +177,20 @@ def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: s
         loss.total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begun)
         model.zero_grad()
-    speed = rows * length / min(seconds)
+        return time.perf_counter() - begun
+
+    num_tokens, seconds = PROBE_TOKENS // 16, 0.0
+    while True:
+        length = min(settings.sequence_length, num_tokens)
+        rows = num_tokens // length
+        seconds = seconds_of(rows, length)
+        if num_tokens == PROBE_TOKENS or seconds > PROBE_SECONDS:
+            break
+        num_tokens *= 4
+    if seconds <= PROBE_SECONDS:
+        seconds = min(seconds, seconds_of(rows, length))  # the first one touched fresh memory
+    speed = rows * length / seconds
     return speed * flops_per_token(config, length) / flops_per_token(config, settings.sequence_length)
 
 

@@ -16,6 +16,7 @@ import typer
 
 from shard import __version__
 from shard.cli import app
+from shard.model import ShardLM
 from shard.run import STAGES, Run
 
 Shard = Callable[..., Any]
@@ -407,6 +408,25 @@ def test_plan_counts_the_reference_to_the_parameter(shard: Shard) -> None:
     text = shard("plan", "shard-40m-v1", "--no-probe").out
     assert "54,538,752" in text
     assert "tokens/s" not in text, "nothing was measured"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(0.0, [(2, 32)] * 2), (1e9, [(2, 32), (8, 32), (32, 32), (32, 32)] * 2)]
+)
+def test_plan_probes_no_more_tokens_after_one_that_took_long(
+    shard: Shard, tiny: list[str], monkeypatch: pytest.MonkeyPatch, limit: float, expected: list[tuple[int, int]]
+) -> None:
+    seen, hidden = [], ShardLM.hidden
+
+    def remembered(model: ShardLM, ids: Any, **more: Any) -> Any:
+        seen.append(tuple(ids.shape))
+        return hidden(model, ids, **more)
+
+    monkeypatch.setattr(ShardLM, "hidden", remembered)
+    monkeypatch.setattr("shard.plan.PROBE_SECONDS", limit)
+    plan = json.loads(shard("plan", *tiny, "--json").out)
+    assert all(stage["tokens_per_second"] > 0 for stage in plan["stages"].values())
+    assert seen == expected
 
 
 def test_plan_measures_a_speed_and_makes_no_folder(
