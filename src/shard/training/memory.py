@@ -77,14 +77,14 @@ def layer_bytes(config: Config, precision: str, compiled: bool) -> int:
     """What a layer keeps of a token for its backward pass.
 
     Two norms keep the stream and their result, and where nothing is fused both the stream and x_hat in fp32. Attention
-    keeps queries, keys, values and what it makes of them, the latter twice where it is not fused; the feed-forward
-    layer gate, up, their product, and the SiLU of gate where that is not computed again.
+    keeps queries, keys, values and what it makes of them; the feed-forward layer gate, up, their product, and the SiLU
+    of gate where that is not computed again.
     """
     hidden, inner, width = config.hidden_size, inner_width(config), config.num_heads * config.head_dim
     size = 4 if precision == "fp32" else 2
     if compiled:
         return size * (4 * hidden + 4 * width + 3 * inner)
-    return 2 * hidden * (4 + 4 + size) + size * (5 * width + 4 * inner)
+    return 2 * hidden * (4 + 4 + size) + size * (4 * width + 4 * inner)
 
 
 def activation_bytes(
