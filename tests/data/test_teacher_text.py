@@ -159,7 +159,8 @@ def test_retry_after_holds_back_all_requests(server: TeacherServer, tmp_path: Pa
     server.replies = [Reply(429, {"Retry-After": "0.6"})]
     ask_teacher("text", source(server, concurrency=1), tmp_path)
     assert server.times[1] - server.times[0] >= 0.6
-    server.replies, server.times = [Reply(429, {"Retry-After": "0.6"})], []
+    # The other two come later than the refusal, so that none is followed by a new one before it is read.
+    server.replies, server.times = [Reply(429, {"Retry-After": "0.6"}), Reply(seconds=0.3), Reply(seconds=0.3)], []
     ask_teacher("text", source(server, concurrency=3, seed=1), tmp_path / "more")
     # The others that were out already; nothing new is sent until the wait is over.
     assert sum(t < server.times[0] + 0.55 for t in server.times) <= 3
