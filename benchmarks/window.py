@@ -11,6 +11,7 @@ tokens), and put together by how many layers of each kind a pattern has. `--whol
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from shard.environment import set_process_defaults
@@ -73,20 +74,17 @@ def main() -> None:
 
     base = step_of("LG", 1024)
     config, device, dtype = base.stage.config, base.stage.device, DTYPES[base.decisions.precision]
-    local = base.model.blocks[0].attention.attend
-    # As in a run: compiled where that is decided.
-    compiled = torch.compile(lambda q, k, v: local(q, k, v, config.sliding_window), dynamic=False)
-    attend_local = compiled if base.decisions.compile else lambda q, k, v: local(q, k, v, config.sliding_window)
+    # As in a run of this length, whose kernels may be made for it: compiled where that is decided.
+    attend = step_of("LG", LENGTH).model.blocks[0].attention.attend
+
+    def attend_to(window: int):
+        kernel = partial(attend, window=window)
+        return torch.compile(kernel, dynamic=False) if base.decisions.compile else kernel
+
     attention = measure(
         {
-            "global": attention_of(
-                lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-                config,
-                dtype,
-                device,
-                rows=arguments.rows,
-            ),
-            "local": attention_of(attend_local, config, dtype, device, rows=arguments.rows),
+            "global": attention_of(attend_to(LENGTH), config, dtype, device, rows=arguments.rows),
+            "local": attention_of(attend_to(config.sliding_window), config, dtype, device, rows=arguments.rows),
         },
         arguments.pairs,
     )

@@ -3,7 +3,7 @@
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shard.data.price import price
 from shard.data.shards import token_dtype
@@ -14,6 +14,9 @@ from shard.resources import most_checkpoints
 from shard.training.cost import checkpoint_bytes, count_parameters, flops_per_token
 from shard.training.settings import StageSettings
 from shard.units import format_count, format_duration, format_size
+
+if TYPE_CHECKING:
+    from shard.model import ShardLM
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al., arXiv 2203.15556)
 PROBE_TOKENS = 1024
@@ -27,12 +30,14 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
     also what its sources take, for which the hub is asked unless there is a mirror.
     """
     from shard.environment import choose_compile, choose_device, choose_precision, device_name, free_memory
+    from shard.model import ShardLM
     from shard.training.decisions import choose_micro_batch
     from shard.training.memory import predict_memory
 
     config, count = recipe.config, count_parameters(recipe.config)
     device = choose_device()
     stages: dict[str, Any] = {}
+    model = ShardLM(config).to(device) if probe else None
     for name in ("pretrain", "anneal"):
         settings: StageSettings = getattr(recipe, name)
         tokens = settings.steps * settings.tokens_per_step
@@ -49,8 +54,8 @@ def plan(recipe: Recipe, probe: bool = True, with_data: bool = False, mirror: Pa
             "micro_batch": micro_batch,
             "memory_bytes": predict_memory(config, settings, micro_batch, precision, compiled, device.type).peak,
         }
-        if probe:
-            speed = measure_training_speed(recipe, settings, precision)
+        if model is not None:
+            speed = measure_training_speed(model, settings, precision)
             stages[name] |= {"tokens_per_second": round(speed, 1), "seconds": round(tokens / speed)}
     total = sum(stage["tokens"] for stage in stages.values())
     priced: dict[str, Any] = {}
@@ -152,7 +157,7 @@ def _active_rows(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: str) -> float:
+def measure_training_speed(model: "ShardLM", settings: StageSettings, precision: str) -> float:
     """Tokens a second of forward and backward on a few tokens, not compiled: what compiling gains comes on top.
 
     From few tokens to PROBE_TOKENS, as long as PROBE_SECONDS allow it. The speed is scaled by the FLOPs that attention
@@ -160,13 +165,10 @@ def measure_training_speed(recipe: Recipe, settings: StageSettings, precision: s
     """
     import torch
 
-    from shard.environment import choose_device
-    from shard.model import ShardLM
     from shard.training.decisions import DTYPES
     from shard.training.loss import chunked_loss
 
-    device, config = choose_device(), recipe.config
-    model = ShardLM(config).to(device)
+    config, device = model.config, model.embedding.weight.device
 
     def seconds_of(rows: int, length: int) -> float:
         ids = torch.randint(0, config.vocab_size, (rows, length + 1), device=device)
