@@ -14,6 +14,7 @@ from shard.data.shards import BulkEncoder, is_own_form
 from shard.errors import ShardError, UsageError
 from shard.inference.load import read_tokenizer, separator_of
 from shard.recipe import Recipe
+from shard.signals import InterruptedRunError
 from shard.tokenizer import train_tokenizer
 
 TEXTS = ["The quick  brown fox, 12345 times.\n\n", "def f(x):\n    return x + 1\n", "überall 漢字 🙂 don't <eos> <bos>"]
@@ -88,3 +89,13 @@ def test_a_name_that_is_nothing(tmp_path: Path) -> None:
 def test_a_separator_belongs_to_an_adopted_tokenizer() -> None:
     with pytest.raises(UsageError, match=r"tokenizer: separator: belongs to an adopted"):
         Recipe.load("quickstart", ["tokenizer.separator=<eos>"])
+
+
+@pytest.mark.parametrize("way", [KeyboardInterrupt(), InterruptedRunError("interrupted", 15)])
+def test_a_stop_during_the_download_is_no_failed_download(way: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise way
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", stop)
+    with pytest.raises(type(way)):
+        find_tokenizer("someone/something")

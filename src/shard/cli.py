@@ -13,7 +13,7 @@ from shard import __version__
 from shard.console import Reporter
 from shard.environment import num_ranks, set_process_defaults
 from shard.errors import ShardError, UsageError
-from shard.signals import stop_on_sigterm
+from shard.signals import InterruptedRunError, stop_on_sigterm
 from shard.units import deadline_after, format_size
 
 set_process_defaults()
@@ -476,7 +476,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         with stop_on_sigterm():
             yield
-    except ShardError as error:
+    except (ShardError, InterruptedRunError) as error:
         print(f"shard: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

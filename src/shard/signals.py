@@ -6,11 +6,13 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, Self
 
-from shard.errors import ShardError
 
+class InterruptedRunError(BaseException):
+    """A signal stopped the run. Exits with 128 + the signal's number.
 
-class InterruptedRunError(ShardError):
-    """A signal stopped the run. Exits with 128 + the signal's number."""
+    No Exception: it may come anywhere, and code that answers errors (of the network, of a damaged file) must not take
+    it for one of them.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -59,12 +59,13 @@ def tokenizer(run: Run, reporter: Reporter) -> Result:
     r = run.recipe
     check_disk(run, "tokenizer")
     with run.stage("tokenizer"):
-        _collect(run, reporter)
-        if r.tokenizer.adopt is not None:
+        if r.tokenizer.adopt is not None:  # first: a wrong name is said before any document is read
             sample = adopt_tokenizer(r.tokenizer.adopt, r.tokenizer.separator, r.config.vocab_size, run.tokenizer_path)
             reporter.line(f"tokenizer: {sample['vocab_size']} tokens, adopted from {sample['adopted']}")
+            _collect(run, reporter)
             write_json(sample_path, sample)
             return sample
+        _collect(run, reporter)
         sizes = training_sizes(run.data, r.sources)
         shares = sample_shares(wanted_tokens(r), sizes, r.tokenizer.sample_bytes)
         predicted = predict_memory(run.data, shares, sizes)

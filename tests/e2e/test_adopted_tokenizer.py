@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from gemma_like import write_like_gemma
 from hub_server import Repository, running
+from tiny_run import TINY, call
 from tokenizers import Tokenizer
 
-from conftest import TINY, call
 from shard.data.shards import TokenStream
 from shard.files import read_json
 from shard.verify import verify
@@ -60,3 +60,12 @@ def test_the_release_holds_together_and_generates(adopted: Path, capsys: pytest.
     capsys.readouterr()
     assert call("generate", bundle, "hello there", "--max-tokens", "5", "--temperature", "0") == 0
     assert capsys.readouterr().out.startswith("hello there")
+
+
+def test_a_wrong_name_is_found_before_documents_are_read(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ("--set", f'tokenizer.adopt="{tmp_path / "nothing"}"')
+    assert call("run", "quickstart", "--data", text_folder, *wrong, "--out", tmp_path / "run") == 2
+    assert "neither a tokenizer.json" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from teacher_server import KEY, TeacherServer, running
+from tiny_run import TINY, call
 
-from conftest import TINY, call
 from shard.console import Reporter
 from shard.errors import ShardError
 from shard.fork import open_run
