@@ -25,6 +25,18 @@ def seconds_of(work: Callable[[], object]) -> float:
     return clock() - begun
 
 
+def kernel_seconds(work: Callable[[], object]) -> float:
+    """Seconds of the kernels that a call queues on a GPU, however long the host takes to queue them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        work()
+        torch.cuda.synchronize()
+    kernels = [e for e in profiled.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(e.self_device_time_total for e in kernels) / 1e6
+
+
 def measure(
     sides: Mapping[str, Callable[[], Any]],
     pairs: int,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ RESTORABLE = {"quintic": 1.4e-3, "polar_express": 0.7e-3}
 
 GRAM_ASPECT = 2
 """From this ratio of the sides on, iterating on the Gram matrix is less work."""
+GRAM_RESTARTS = {torch.float32: (), torch.float16: (2,)}
+"""The steps after which the Gram matrix is formed anew, in dtypes that allow the iteration on it. Without that, fp16
+would lose small singular values; bf16 loses them anyway."""
 
 
 def stack_elements(device_type: str) -> int:
@@ -43,22 +47,33 @@ def stack_elements(device_type: str) -> int:
 
 
 def orthogonalize(stack_KMN: Tensor, method: str = "polar_express", dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Bring the singular values of each matrix of a stack [K, M, N] to about one; returns the same shape in `dtype`.
-
-    All products run in `dtype`, on the shorter side. A zero matrix stays zero. Long matrices are done in fp32 by
-    `iterate_gram`; fewer bits than that lose small singular values in the squares.
+    """Bring the singular values of each matrix of a stack [K, M, N] to about one; returns the same shape in `dtype`,
+    in which all products run. A zero matrix stays zero.
     """
-    polar = method == "polar_express"
+    return newton_schulz(normalize(stack_KMN, method, dtype), method)
+
+
+def normalize(stack_KMN: Tensor, method: str, dtype: torch.dtype) -> Tensor:
+    """Each matrix of a stack with a Frobenius norm of one (or just below it), in `dtype`: what newton_schulz takes."""
     # Polar Express is fitted to singular values up to 1 / 1.01, so that rounding cannot push one beyond 1.
-    norm = stack_KMN.norm(dim=(-2, -1), keepdim=True) * (1.01 if polar else 1.0)
+    norm = stack_KMN.norm(dim=(-2, -1), keepdim=True) * (1.01 if method == "polar_express" else 1.0)
     # Brought to the order of one before the cast: a gradient may be too small for fp16.
-    x = (stack_KMN / norm.clamp(min=1e-7)).to(dtype)
-    tall = x.size(-2) > x.size(-1)
+    return (stack_KMN / norm.clamp(min=1e-7)).to(dtype)
+
+
+def newton_schulz(x_KMN: Tensor, method: str) -> Tensor:
+    """Bring the singular values of matrices of norm one to about one, on their shorter side; of long matrices by
+    `iterate_gram`, except in bf16, whose bits are too few for the squares of small singular values.
+    """
+    tall = x_KMN.size(-2) > x_KMN.size(-1)
     if tall:
-        x = x.mT
-    is_long = dtype == torch.float32 and x.size(-1) >= GRAM_ASPECT * x.size(-2)
-    x = (iterate_gram if is_long else iterate)(x, POLAR_EXPRESS if polar else QUINTIC)
-    return x.mT if tall else x
+        x_KMN = x_KMN.mT
+    coefficients = POLAR_EXPRESS if method == "polar_express" else QUINTIC
+    if x_KMN.dtype in GRAM_RESTARTS and x_KMN.size(-1) >= GRAM_ASPECT * x_KMN.size(-2):
+        x_KMN = iterate_gram(x_KMN, coefficients, GRAM_RESTARTS[x_KMN.dtype])
+    else:
+        x_KMN = iterate(x_KMN, coefficients)
+    return x_KMN.mT if tall else x_KMN
 
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -72,21 +87,52 @@ def iterate(x_KMN: Tensor, coefficients: Coefficients) -> Tensor:
     return x_KMN
 
 
-def iterate_gram(x_KMN: Tensor, coefficients: Coefficients) -> Tensor:
-    """The same, M <= N, with two products over the longer side in place of two for each step.
+def iterate_gram(x_KMN: Tensor, coefficients: Coefficients, restarts: tuple[int, ...] = ()) -> Tensor:
+    """The same, M <= N, with two products over the longer side in place of two for each step; two more for each of the
+    `restarts`, steps after which the Gram matrix is formed anew.
 
     With P = a I + b A + c A^2 a step is X <- P X, so that the next A is P A P and the result is the product of all
     P with X: all but the first A and that last product is of matrices [M, M], which commute.
     """
-    gram = torch.bmm(x_KMN, x_KMN.mT)
-    product: Tensor | None = None
-    for step, (a, b, c) in enumerate(coefficients, start=1):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else torch.bmm(polynomial, product)
-        if step < len(coefficients):
-            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
-    return x_KMN if product is None else torch.bmm(product, x_KMN)
+    for first, last in pairwise((0, *restarts, len(coefficients))):
+        gram = torch.bmm(x_KMN, x_KMN.mT)
+        product: Tensor | None = None
+        for step, (a, b, c) in enumerate(coefficients[first:last], start=first + 1):
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = polynomial if product is None else torch.bmm(polynomial, product)
+            if step < last:
+                gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+        if product is not None:
+            x_KMN = torch.bmm(product, x_KMN)
+    return x_KMN
+
+
+def direct(
+    grads_KMN: Tensor,
+    averages_KMN: Tensor,
+    found_inf: Tensor | None,
+    momentum: float | Tensor,
+    nesterov: bool,
+    method: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Move the averages towards the gradients, in place; the direction U of the update, normalized. `grads_KMN` may be
+    overwritten.
+    """
+    if found_inf is not None:  # each average moves towards itself, and stays
+        grads_KMN = torch.where(found_inf.bool(), averages_KMN, grads_KMN)
+    averages_KMN.lerp_(grads_KMN, 1 - momentum)
+    return normalize(grads_KMN.lerp_(averages_KMN, momentum) if nesterov else averages_KMN, method, dtype)
+
+
+def move(weights_KMN: Tensor, updates_KMN: Tensor, length: Tensor, decay: Tensor | None, cautious: bool) -> None:
+    """W <- W - decay * W - length * O, in place; cautious: no decay where it would oppose the update."""
+    updates_KMN = updates_KMN.to(weights_KMN.dtype)
+    if decay is not None:
+        shrunk_KMN = weights_KMN * (updates_KMN * weights_KMN >= 0) if cautious else weights_KMN
+        weights_KMN.sub_(shrunk_KMN * decay)
+    weights_KMN.sub_(updates_KMN * length)
 
 
 class Muon(torch.optim.Optimizer):
@@ -100,7 +146,10 @@ class Muon(torch.optim.Optimizer):
     `found_inf` has the meaning that torch gives it in its fused optimizers: a scalar tensor that is 1 where this step
     must change nothing, whatever the gradients hold, else 0. It is never read by the host.
 
-    `orthogonalizer` takes the arguments of `orthogonalize`: where several processes train, one that divides the stack.
+    `orthogonalizer` takes the arguments of `newton_schulz`: where several processes train, one that divides the stack.
+
+    `compile` makes one kernel of all that is done to each number before the products, and one of what is done after:
+    on a GPU these passes over memory take as long as the products.
     """
 
     found_inf: Tensor | None = None
@@ -115,7 +164,8 @@ class Muon(torch.optim.Optimizer):
         cautious: bool = False,
         method: str = "polar_express",
         dtype: torch.dtype = torch.bfloat16,
-        orthogonalizer: Callable[[Tensor, str, torch.dtype], Tensor] = orthogonalize,
+        orthogonalizer: Callable[[Tensor, str], Tensor] = newton_schulz,
+        compile: bool = False,
     ) -> None:
         if method not in RESTORABLE:
             raise ValueError(f"method must be one of {', '.join(RESTORABLE)}, not {method!r}")
@@ -129,50 +179,69 @@ class Muon(torch.optim.Optimizer):
             "dtype": dtype,
         }
         super().__init__(params, defaults)
-        self._orthogonalize = orthogonalizer
+        self._newton_schulz, self.compiled = orthogonalizer, compile
+        # Dynamic: one kernel for all shapes.
+        self._direct = torch.compile(direct, dynamic=True) if compile else direct
+        self._move = torch.compile(move, dynamic=True) if compile else move
+        self._stacks: list[tuple[dict[str, Any], list[Tensor], Tensor]] = []
+        """Group, parameters of equal shape and their momentum as one tensor [K, ...], of which each state is a part."""
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
-                self.state[p]["momentum"] = torch.zeros_like(p)
+                shapes[p.shape].append(p)
+            for params in shapes.values():
+                at_once = max(1, stack_elements(params[0].device.type) // params[0].numel())
+                for first in range(0, len(params), at_once):
+                    self._add_stack(group, params[first : first + at_once])
+
+    def _add_stack(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        momentum = torch.stack([torch.zeros_like(p) for p in params])
+        self._stacks.append((group, params, momentum))
+        for p, part in zip(params, momentum, strict=True):
+            self.state[p]["momentum"] = part
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does it; the momentum stays a part of its stack."""
+        super().load_state_dict(state_dict)
+        for _, params, momentum in self._stacks:
+            for p, part in zip(params, momentum, strict=True):
+                part.copy_(self.state[p]["momentum"])
+                self.state[p]["momentum"] = part
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, one stack of equal shapes at a time."""
-        for group in self.param_groups:
-            stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    stacks[p.shape].append(p)
-            for params in stacks.values():
-                at_once = max(1, stack_elements(params[0].device.type) // params[0].numel())
-                for first in range(0, len(params), at_once):
-                    self._update(params[first : first + at_once], group)
+        for group, params, momentum in self._stacks:
+            moving = [i for i, p in enumerate(params) if p.grad is not None]
+            if len(moving) == len(params):
+                self._update(params, momentum, group)
+            elif moving:
+                averages = momentum[moving]
+                self._update([params[i] for i in moving], averages, group)
+                momentum[moving] = averages
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, params: list[Tensor], averages: Tensor, group: dict[str, Any]) -> None:
         """One step of a list of equally shaped parameters, as one stack: a kernel for all, not one for each."""
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        momentum = torch.tensor(group["momentum"]) if self.compiled else group["momentum"]  # a number is a constant
         grads = torch.stack([p.grad for p in params if p.grad is not None])
-        buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
-        averages = torch.stack(buffers)
-        taken: Tensor | float = 1.0
-        if self.found_inf is not None:
-            # The momentum stays where it moves towards itself, and the update below is multiplied by zero.
-            grads = torch.where(self.found_inf.bool(), averages, grads)
-            taken = 1 - self.found_inf
-        averages.lerp_(grads, 1 - momentum)
-        torch._foreach_copy_(buffers, list(averages.unbind()))
-        directions = grads.lerp_(averages, momentum) if group["nesterov"] else averages
-        del grads, averages
-        updates = self._orthogonalize(directions.flatten(0, -3), group["method"], group["dtype"]).to(directions.dtype)
-        updates = updates.reshape(directions.shape)
+        directions = self._direct(
+            grads.flatten(0, -3),
+            averages.flatten(0, -3),
+            self.found_inf,
+            momentum,
+            group["nesterov"],
+            group["method"],
+            group["dtype"],
+        )
+        del grads
+        updates = self._newton_schulz(directions, group["method"])
         del directions
-        if self.found_inf is not None:
-            updates = updates * taken
-        weights = torch.stack(params)
-        if decay:
-            shrunk = weights * (updates * weights >= 0) if group["cautious"] else weights
-            weights.sub_(shrunk * taken, alpha=lr * decay)
+        taken = 1.0 if self.found_inf is None else 1 - self.found_inf
         rows, columns = params[0].shape[-2:]
-        weights.add_(updates, alpha=-lr * max(1, rows / columns) ** 0.5)
+        length = torch.as_tensor(group["lr"] * max(1, rows / columns) ** 0.5 * taken)
+        decay = torch.as_tensor(group["lr"] * group["weight_decay"] * taken) if group["weight_decay"] else None
+        weights = torch.stack(params)
+        self._move(weights.flatten(0, -3), updates, length, decay, group["cautious"])
         torch._foreach_copy_(params, list(weights.unbind()))

@@ -21,7 +21,7 @@ from shard.distillation.settings import DistillationSettings
 from shard.distillation.teacher import Distillation
 from shard.environment import num_ranks
 from shard.model import ShardLM
-from shard.muon import orthogonalize
+from shard.muon import newton_schulz
 from shard.training.distributed import ALONE, LostRankError, Ranks, _meet
 from shard.training.reduction import Agreed, Reduction, Wish
 from shard.training.step import TrainingStep
@@ -34,12 +34,12 @@ def stacks() -> list[torch.Tensor]:
 
 
 def orthogonalized(ranks: Ranks) -> list[torch.Tensor]:
-    return [ranks.orthogonalize(stack, "polar_express", torch.float32).contiguous() for stack in stacks()]
+    return [ranks.newton_schulz(stack, "polar_express").contiguous() for stack in stacks()]
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_orthogonalisation_is_divided_and_gathered(size: int) -> None:
-    expected = [orthogonalize(stack, "polar_express", torch.float32) for stack in stacks()]
+    expected = [newton_schulz(stack, "polar_express") for stack in stacks()]
     for result in good(run_ranks(size, orthogonalized)):
         for ours, theirs in zip(expected, result, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -135,8 +135,9 @@ def choose_micro_batch(
 
 def _probe(settings: StageSettings, device: torch.device, config: Config | None) -> Decisions:
     precision, reason = choose_precision(device)
-    reasons = {"newton_schulz": reason}
-    newton_schulz = precision
+    newton_schulz, reasons = precision, {"newton_schulz": reason}
+    if device.type == "cuda":  # no scale is needed: what is orthogonalised is normalized first
+        newton_schulz, reasons["newton_schulz"] = "fp16", "as fast as bf16, and nearer to fp32"
     if settings.precision != "auto":
         precision, reason = settings.precision, "the recipe says so"
     reasons["precision"] = reason

@@ -30,7 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from shard.environment import choose_device, count_cores
 from shard.errors import ShardError
-from shard.muon import orthogonalize
+from shard.muon import newton_schulz
 
 PATIENCE = timedelta(hours=1)
 """A rank that does not answer for so long is lost: longer than the first one evaluates while the others wait."""
@@ -170,15 +170,15 @@ class Ranks:
         with _others():
             dist.all_reduce(tensor)
 
-    def orthogonalize(self, stack_KMN: Tensor, method: str, dtype: torch.dtype) -> Tensor:
-        """muon.orthogonalize, of which each rank does a share of the K matrices."""
+    def newton_schulz(self, stack_KMN: Tensor, method: str) -> Tensor:
+        """muon.newton_schulz, of which each rank does a share of the K matrices."""
         if self.size == 1:
-            return orthogonalize(stack_KMN, method, dtype)
-        result_KMN = torch.empty_like(stack_KMN, dtype=dtype)
+            return newton_schulz(stack_KMN, method)
+        result_KMN = torch.empty_like(stack_KMN)
         shares = result_KMN.tensor_split(self.size)
         mine = stack_KMN.tensor_split(self.size)[self.index]
         if len(mine):
-            shares[self.index].copy_(orthogonalize(mine, method, dtype))
+            shares[self.index].copy_(newton_schulz(mine, method))
         with _others():
             for owner, share in enumerate(shares):
                 if len(share):

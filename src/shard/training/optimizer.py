@@ -23,7 +23,12 @@ class Optimizer:
     """Muon and AdamW as one: a learning rate and a momentum by step, and a state of named tensors."""
 
     def __init__(
-        self, model: ShardLM, settings: StageSettings, newton_schulz_dtype: torch.dtype, ranks: Ranks = ALONE
+        self,
+        model: ShardLM,
+        settings: StageSettings,
+        newton_schulz_dtype: torch.dtype,
+        ranks: Ranks = ALONE,
+        compile_muon: bool = False,
     ) -> None:
         self.settings = settings
         self.parameters = dict(model.named_parameters())
@@ -40,7 +45,8 @@ class Optimizer:
             cautious=settings.cautious_decay,
             method=settings.muon_method,
             dtype=newton_schulz_dtype,
-            orthogonalizer=ranks.orthogonalize,
+            orthogonalizer=ranks.newton_schulz,
+            compile=compile_muon,
         )
         self.adamw = torch.optim.AdamW(
             [{"params": [self.parameters[name] for name in self.names[role]]} for role in ("embedding", "norm")],

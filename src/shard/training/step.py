@@ -103,9 +103,12 @@ class TrainingStep:
 
     def reset(self) -> None:
         """Optimizer and guard as they are before the first step; the weights stay."""
-        settings = self.stage.settings
-        self.optimizer = Optimizer(self.model, settings, DTYPES[self.decisions.newton_schulz], self.stage.ranks)
-        self.guard = StepGuard(settings.skip_sigma, self.stage.device, self.scaled)
+        settings, device = self.stage.settings, self.stage.device
+        # On a CPU Muon is a hundredth of a step, and compiling takes longer there.
+        compile_muon = self.decisions.compile and device.type == "cuda"
+        dtype = DTYPES[self.decisions.newton_schulz]
+        self.optimizer = Optimizer(self.model, settings, dtype, self.stage.ranks, compile_muon)
+        self.guard = StepGuard(settings.skip_sigma, device, self.scaled)
 
     def tensors(self) -> list[Tensor]:
         """All weights and the whole optimizer state."""
