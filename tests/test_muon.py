@@ -330,7 +330,7 @@ def test_compiled_it_is_the_plain_one(cautious):
 def test_a_loaded_state_goes_on():
     """As torch saves and loads it; some parameters have no gradient for a while."""
     first, second = random_parameters(SHAPES + SHAPES), random_parameters(SHAPES + SHAPES)
-    one, other = Muon(first, lr=0.1), Muon(second, lr=0.1)
+    one, other = Muon(first, lr=0.1), Muon(second, lr=0.7)
     for step in range(4):
         if step == 2:
             other.load_state_dict(one.state_dict())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -135,6 +136,19 @@ def move(weights_KMN: Tensor, updates_KMN: Tensor, length: Tensor, decay: Tensor
     weights_KMN.sub_(updates_KMN * length)
 
 
+@dataclass
+class _Stack:
+    """Parameters of equal shape that are updated at once, and how."""
+
+    group: int
+    """Number of the parameter group."""
+    params: list[Tensor]
+    momentum: Tensor
+    """[K, ...], of which the state of each parameter is a part."""
+    direct: Callable[..., Tensor] = direct
+    move: Callable[..., None] = move
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for 2-D weights, and for stacks [E, M, N] of them, each matrix of which is orthogonalised by itself;
     everything else (embedding, norms) belongs to another optimizer.
@@ -180,12 +194,8 @@ class Muon(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self._newton_schulz, self.compiled = orthogonalizer, compile
-        # Dynamic: one kernel for all shapes.
-        self._direct = torch.compile(direct, dynamic=True) if compile else direct
-        self._move = torch.compile(move, dynamic=True) if compile else move
-        self._stacks: list[tuple[dict[str, Any], list[Tensor], Tensor]] = []
-        """Group, parameters of equal shape and their momentum as one tensor [K, ...], of which each state is a part."""
-        for group in self.param_groups:
+        self._stacks: list[_Stack] = []
+        for number, group in enumerate(self.param_groups):
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.ndim not in (2, 3):
@@ -194,39 +204,45 @@ class Muon(torch.optim.Optimizer):
             for params in shapes.values():
                 at_once = max(1, stack_elements(params[0].device.type) // params[0].numel())
                 for first in range(0, len(params), at_once):
-                    self._add_stack(group, params[first : first + at_once])
+                    self._add_stack(number, params[first : first + at_once])
 
-    def _add_stack(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        momentum = torch.stack([torch.zeros_like(p) for p in params])
-        self._stacks.append((group, params, momentum))
-        for p, part in zip(params, momentum, strict=True):
+    def _add_stack(self, group: int, params: list[Tensor]) -> None:
+        stack = _Stack(group, params, torch.stack([torch.zeros_like(p) for p in params]))
+        if self.compiled:
+            # Kernels of its own for each stack: with common ones, which of them a stack gets, and so its last bits,
+            # would depend on what else was compiled before. (torch's overloads lack the argument.)
+            stack.direct = torch.compile(direct, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+            stack.move = torch.compile(move, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+        self._stacks.append(stack)
+        for p, part in zip(params, stack.momentum, strict=True):
             self.state[p]["momentum"] = part
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does it; the momentum stays a part of its stack."""
         super().load_state_dict(state_dict)
-        for _, params, momentum in self._stacks:
-            for p, part in zip(params, momentum, strict=True):
+        for stack in self._stacks:
+            for p, part in zip(stack.params, stack.momentum, strict=True):
                 part.copy_(self.state[p]["momentum"])
                 self.state[p]["momentum"] = part
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, one stack of equal shapes at a time."""
-        for group, params, momentum in self._stacks:
-            moving = [i for i, p in enumerate(params) if p.grad is not None]
-            if len(moving) == len(params):
-                self._update(params, momentum, group)
+        for stack in self._stacks:
+            moving = [i for i, p in enumerate(stack.params) if p.grad is not None]
+            if len(moving) == len(stack.params):
+                self._update(stack, stack.params, stack.momentum)
             elif moving:
-                averages = momentum[moving]
-                self._update([params[i] for i in moving], averages, group)
-                momentum[moving] = averages
+                averages = stack.momentum[moving]
+                self._update(stack, [stack.params[i] for i in moving], averages)
+                stack.momentum[moving] = averages
 
-    def _update(self, params: list[Tensor], averages: Tensor, group: dict[str, Any]) -> None:
-        """One step of a list of equally shaped parameters, as one stack: a kernel for all, not one for each."""
+    def _update(self, stack: _Stack, params: list[Tensor], averages: Tensor) -> None:
+        """One step of a stack, or of some of it, as one tensor: a kernel for all, not one for each."""
+        group = self.param_groups[stack.group]
         momentum = torch.tensor(group["momentum"]) if self.compiled else group["momentum"]  # a number is a constant
         grads = torch.stack([p.grad for p in params if p.grad is not None])
-        directions = self._direct(
+        directions = stack.direct(
             grads.flatten(0, -3),
             averages.flatten(0, -3),
             self.found_inf,
@@ -243,5 +259,5 @@ class Muon(torch.optim.Optimizer):
         length = torch.as_tensor(group["lr"] * max(1, rows / columns) ** 0.5 * taken)
         decay = torch.as_tensor(group["lr"] * group["weight_decay"] * taken) if group["weight_decay"] else None
         weights = torch.stack(params)
-        self._move(weights.flatten(0, -3), updates, length, decay, group["cautious"])
+        stack.move(weights.flatten(0, -3), updates, length, decay, group["cautious"])
         torch._foreach_copy_(params, list(weights.unbind()))
