@@ -29,7 +29,7 @@ from paired import ratio, seconds_of, spread
 from reference_step import random_rows, shard_step
 from shard.config import Config
 from shard.model import ShardLM
-from shard.muon import GRAM_ASPECT, POLAR_EXPRESS
+from shard.muon import GRAM_ASPECT, GRAM_RESTARTS, POLAR_EXPRESS
 from shard.training.cost import count_parameters, flops_per_token
 from shard.training.memory import inner_width, predict_memory
 from shard.training.settings import StageSettings
@@ -97,16 +97,20 @@ class StepCost:
         return ", ".join(f"{name} {parts[name] / self.seconds:.0%}" for name in order)
 
 
-def newton_schulz_flops(config: Config, in_fp32: bool) -> int:
-    """Of a step: for m <= n five times X X^T, A^2 and (b A + c A^2) X; long ones in fp32 as muon.iterate_gram does."""
+def newton_schulz_flops(config: Config, size: int) -> int:
+    """Of a step: for m <= n five times X X^T, A^2 and (b A + c A^2) X; long ones as muon.iterate_gram does it in fp32
+    (4 bytes a value), or in fp16 on a GPU.
+    """
     with torch.device("meta"):
         model = ShardLM(config)
+    gram_matrices = 1 + len(GRAM_RESTARTS[torch.float32 if size == 4 else torch.float16])
     roles, steps, total = model.parameter_roles(), len(POLAR_EXPRESS), 0
     for name, parameter in model.named_parameters():
         if roles[name] == "matrix":
             m, n = sorted(parameter.shape[-2:])
-            is_gram = in_fp32 and n >= GRAM_ASPECT * m
-            flops = (8 * steps - 6) * m**3 + 4 * m * m * n if is_gram else steps * (4 * m * m * n + 2 * m**3)
+            flops = steps * (4 * m * m * n + 2 * m**3)
+            if n >= GRAM_ASPECT * m:
+                flops = (8 * steps - 6 * gram_matrices) * m**3 + 4 * gram_matrices * m * m * n
             total += parameter.numel() // (m * n) * flops
     return total
 
@@ -137,7 +141,7 @@ def step_cost(
     adam_passes = 7  # reads weight, gradient and both moments, writes all but the gradient
     return StepCost(
         products=mine * (dense + attention) / (device.flops * rate),
-        newton_schulz=newton_schulz_flops(config, in_fp32=size == 4) / ranks / (device.flops * rate),
+        newton_schulz=newton_schulz_flops(config, size) / ranks / (device.flops * rate),
         traffic=mine * traffic_bytes(config, size) / device.bandwidth,
         update=4 * (UPDATE_PASSES * count.matrix + adam_passes * count.embedding) / device.bandwidth,
         network=sent / device.network if ranks > 1 else 0.0,
