@@ -21,7 +21,7 @@ from shard.distillation.settings import DistillationSettings
 from shard.distillation.teacher import Distillation
 from shard.environment import num_ranks
 from shard.model import ShardLM
-from shard.muon import newton_schulz
+from shard.muon import newton_schulz, normalize
 from shard.training.distributed import ALONE, LostRankError, Ranks, _meet
 from shard.training.reduction import Agreed, Reduction, Wish
 from shard.training.step import TrainingStep
@@ -30,7 +30,8 @@ from shard.training.step import TrainingStep
 def stacks() -> list[torch.Tensor]:
     """Wide, tall and square; fewer matrices than ranks, and a number that no number of ranks divides."""
     draw = torch.Generator().manual_seed(3)
-    return [torch.randn(shape, generator=draw) for shape in ((1, 8, 24), (7, 24, 8), (5, 16, 16))]
+    shapes = ((1, 8, 24), (7, 24, 8), (5, 16, 16))
+    return [normalize(torch.randn(shape, generator=draw), "polar_express", torch.float32) for shape in shapes]
 
 
 def orthogonalized(ranks: Ranks) -> list[torch.Tensor]:
