@@ -1,4 +1,4 @@
-"""Two causal attentions are one attention over a window, forward and backward."""
+"""Attention in narrow bands is attention over a window, forward and backward."""
 
 import pytest
 import torch
@@ -36,12 +36,23 @@ def test_equals_local_attention_at_a_real_window():
     compare(1, 1100, 256, torch.float32, 1e-5, flash_window_attention)
 
 
+def test_equals_local_attention_over_many_blocks():
+    compare(2, 1500, 256, torch.float32, 1e-5, flash_window_attention)
+
+
+def test_what_the_compiler_is_told_of_the_operators_holds():
+    """Shapes, strides and gradients, by torch's own check of operators."""
+    for layout in (lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)):
+        q, k, v = (layout(torch.randn(2, 17, 3, 16)).requires_grad_() for _ in range(3))
+        torch.library.opcheck(window_module.window_attention, (q, k, v, 8, 3))
+
+
 def test_is_close_in_bf16():
     compare(1, 700, 256, torch.bfloat16, 3e-2, flash_window_attention)
 
 
 def test_scores_far_from_zero_do_not_overflow(any_window):
-    """The weights of both parts come from differences of logsumexps: neither score is ever exponentiated alone."""
+    """The backward pass takes exponentials of differences to the logsumexp of a row: no score is exponentiated alone."""
     q, k, v = (100 * torch.randn(1, 2, 20, 16, generator=torch.Generator().manual_seed(0)) for _ in range(3))
     got = flash_window_attention(q, k, v, 4)
     assert got.isfinite().all()
@@ -54,7 +65,7 @@ def test_small_windows_take_the_masked_way(monkeypatch):
     def refuse(*args):
         raise AssertionError("called")
 
-    monkeypatch.setattr(window_module._WindowAttention, "apply", refuse)
+    monkeypatch.setattr(window_module, "window_attention", refuse)
     q, k, v = (torch.randn(1, 2, 300, 16) for _ in range(3))
     assert torch.equal(flash_window_attention(q, k, v, 64), local_attention(q, k, v, 64))
     assert torch.equal(flash_window_attention(q, k, v, 300), local_attention(q, k, v, 300))
@@ -74,7 +85,7 @@ def test_the_same_bits_every_time():
 def test_the_probe_agrees(dtype):
     works, reason = flash_window_works(dtype)
     assert works, reason
-    assert "differ from the masked one by" in reason
+    assert "differs from the masked one by" in reason
 
 
 def test_a_probe_that_computes_something_else_is_refused(monkeypatch):
@@ -88,7 +99,7 @@ def test_a_torch_without_the_kernels_gives_its_reason(monkeypatch):
     def missing(*args):
         raise AttributeError("'_OpNamespace' 'aten' object has no attribute")
 
-    monkeypatch.setattr(window_module, "_causal", missing)
+    monkeypatch.setattr(window_module, "_attend", missing)
     works, reason = flash_window_works(torch.float32)
     assert not works
     assert "cannot be used so ('_OpNamespace' 'aten' object" in reason

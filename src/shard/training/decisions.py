@@ -38,7 +38,7 @@ class Decisions:
     """FlexAttention, on CUDA."""
     reasons: dict[str, str]
     flash_window: bool = False
-    """Local layers by two causal attentions, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
+    """Local layers in narrow bands, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
     varlen_attention: bool = False
     """Local layers by FlashAttention's window, on CUDA where FlexAttention cannot be used."""
 

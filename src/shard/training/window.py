@@ -1,18 +1,20 @@
-"""Sliding-window attention on a CPU as two causal attentions, so that no masked block is computed.
+"""Sliding-window attention on a CPU in narrow bands, where a masked block would be computed in vain.
 
-Cut the sequence into blocks of W = window tokens. Row r of a block sees the columns c <= r of its own block: causal
-attention. Of the block before it sees the columns c > r: with the order of rows and columns turned round, causal too.
+A row sees W = window columns, its own the last. S = ceil(W / 4) rows side by side see S + W columns at most, and these
+lie one after another, so that the bands of keys and values that belong to the blocks of rows are views of the sequence
+which overlap. Every band has the same mask. The first W rows see nothing before them: causal attention.
 
-    own      (y_1, l_1) = causal(q_n, k_n, v_n)                        l = logsumexp of the scores
-    before   (y_2, l_2) = causal(turned q_n, k_(n-1), v_(n-1))
-    l = logaddexp(l_1, l_2)        y = exp(l_1 - l) y_1 + exp(l_2 - l) y_2
+    forward     rows [W + n S, W + (n + 1) S)       columns [n S, W + (n + 1) S)        first W rows: causal
+    backward    columns [n S, (n + 1) S)            rows [n S, W + (n + 1) S)           last W columns: causal
 
-Given the merged y and l, the backward pass of either part is that of its kernel, and the gradients add up (the
-same identity that lets FlashAttention work block by block: Dao et al., arXiv 2205.14135). The kernels are torch's own
-for the CPU, which skip what causality hides: T * W scores in place of the T * 2W of model.local_attention.
-Shape suffixes: B batch, N blocks, W window, R = W - 1 rows that see the block before, H heads, K head size.
+Backward it is the columns that are cut into blocks, so that only the gradients of the rows have to be added up, band by
+band; y and the logsumexp of a row hold for any part of its columns (the identity that lets FlashAttention work block
+by block: Dao et al., arXiv 2205.14135). T * 5/4 W scores are computed in place of the T * 2W of model.local_attention.
+The kernels are torch's own for the CPU; each takes one sequence, since overlapping views of several do not make one.
+Shape suffixes: B batch, T tokens, N blocks, S tokens of a block, R = S + W tokens of a band, H heads, K head size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,61 +24,132 @@ from torch import Tensor
 from shard.model import local_attention
 from shard.training.attention_probe import worst_difference
 
-SMALLEST_WINDOW = 256
+SMALLEST_WINDOW = 128
 """Below this the kernels have too little to do in a block."""
 
+BLOCKS = 4
+"""Blocks of a window. With 8 less is computed in vain, but torch's kernel takes fewer rows at a time: no time is gained."""
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention of blocks [M, W, H, K]: the result, and the logsumexp of its scores [M, W, H] in fp32."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-    return y.transpose(1, 2), lse.transpose(1, 2)
-
-
-def _causal_backward(d_y: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor) -> list[Tensor]:
-    """Gradients of q, k and v [M, W, H, K] through the scores of one part, where `y` and `lse` may be of more parts."""
-    d_y, q, k, v, y, lse = (x.transpose(1, 2) for x in (d_y, q, k, v, y, lse))
-    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(d_y, q, k, v, y, lse, 0.0, True)
-    return [grad.transpose(1, 2) for grad in grads]
+BANDS_AT_ONCE = 8
+"""Bands of a call backward: their gradients are small enough to lie in memory that was used before
+(with 28 fresh pages took 6 % of the time), and enough to keep some tens of threads busy.
+"""
 
 
-def _turned_rows(x_BNW: Tensor) -> Tensor:
-    """Of every block but the first, the rows that see the block before, last one first: [B * (N - 1), R, ...]."""
-    return x_BNW[:, 1:, :-1].flatten(0, 1).flip(1)
+def _mask(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, -torch.inf)
 
 
-def _turned_columns(x_BNW: Tensor) -> Tensor:
-    """Of every block but the last, what the next one may see, last one first: [B * (N - 1), R, ...]."""
-    return x_BNW[:, :-1, 1:].flatten(0, 1).flip(1)
+def _blocks(x_THK: Tensor, size: int) -> Tensor:
+    """[N, H, S, K]: tokens [T, H, K], or of no K, cut into blocks."""
+    return x_THK.unflatten(0, (-1, size)).transpose(1, 2)
 
 
-class _WindowAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q_BNWHK: Tensor, k_BNWHK: Tensor, v_BNWHK: Tensor) -> Tensor:
-        batch = q_BNWHK.size(0)
-        own_y, own_lse = _causal(*(x.flatten(0, 1) for x in (q_BNWHK, k_BNWHK, v_BNWHK)))
-        own_y, own_lse = (x.unflatten(0, (batch, -1)) for x in (own_y, own_lse))
-        y, lse = _causal(_turned_rows(q_BNWHK), _turned_columns(k_BNWHK), _turned_columns(v_BNWHK))
-        # Where there is nothing before, a logsumexp of minus infinity is a weight of zero.
-        before_y = F.pad(y.flip(1).unflatten(0, (batch, -1)), (0, 0, 0, 0, 0, 1, 1, 0))
-        before_lse = F.pad(lse.flip(1).unflatten(0, (batch, -1)), (0, 0, 0, 1, 1, 0), value=-torch.inf)
-        lse_BNWH = torch.logaddexp(own_lse, before_lse)
-        parts = ((own_y, own_lse), (before_y, before_lse))
-        own, before = (y * (lse - lse_BNWH).exp()[..., None].to(y.dtype) for y, lse in parts)
-        y_BNWHK = own + before
-        ctx.save_for_backward(q_BNWHK, k_BNWHK, v_BNWHK, y_BNWHK, lse_BNWH)
-        return y_BNWHK
+def _bands(x_THK: Tensor, size: int, window: int) -> Tensor:
+    """[N, H, R, K]: what lies from the start of each block on, as views that overlap."""
+    return x_THK.unfold(0, size + window, size).movedim(-1, 2)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, y, lse = ctx.saved_tensors
-        (d_y,) = grads
-        own = _causal_backward(*(x.flatten(0, 1) for x in (d_y, q, k, v, y, lse)))
-        columns = (_turned_columns(k), _turned_columns(v))
-        before = _causal_backward(_turned_rows(d_y), _turned_rows(q), *columns, _turned_rows(y), _turned_rows(lse))
-        own, before = ([x.unflatten(0, (q.size(0), -1)) for x in part] for part in (own, [x.flip(1) for x in before]))
-        rows, columns_of = (0, 0, 0, 0, 0, 1, 1, 0), (0, 0, 0, 0, 1, 0, 0, 1)
-        return tuple(a + F.pad(b, pad) for a, b, pad in zip(own, before, (rows, columns_of, columns_of), strict=True))
+
+def _tokens(x_NHSK: Tensor) -> Tensor:
+    """[T, H, K]: blocks put together."""
+    return x_NHSK.transpose(1, 2).flatten(0, 1)
+
+
+def _attend(qkv: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [N, H, rows, K] to k and v [N, H, columns, K], causal without a mask: the result, and the
+    logsumexp of its scores [N, H, rows] in fp32.
+    """
+    y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*qkv, 0.0, mask is None, attn_mask=mask)
+    return y, lse
+
+
+def _attend_backward(inputs: Sequence[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """The gradients of q, k and v through these scores. `inputs`: d_y, q, k, v, then y and its logsumexp, which may be
+    of more columns.
+    """
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return list(backward(*inputs, 0.0, mask is None, attn_mask=mask))
+
+
+@torch.library.custom_op("shard::window_attention", mutates_args=())
+def window_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, window: int, size: int) -> tuple[Tensor, Tensor]:
+    """(y [B, T, H, K], the logsumexp of its scores [B, T, H] in fp32), where T is W and some blocks of `size`."""
+    row, column = torch.arange(size)[:, None], torch.arange(size + window)
+    mask = _mask((column > row) & (column <= row + window), q_BTHK.dtype)
+    y_BTHK = torch.empty(q_BTHK.shape, dtype=q_BTHK.dtype)
+    lse_BTH = torch.empty(q_BTHK.shape[:3])
+    for q, k, v, y, lse in zip(q_BTHK, k_BTHK, v_BTHK, y_BTHK, lse_BTH, strict=True):
+        first = _attend([_blocks(x[:window], window) for x in (q, k, v)], None)
+        rest = _attend([_blocks(q[window:], size), _bands(k, size, window), _bands(v, size, window)], mask)
+        y[:window], lse[:window] = map(_tokens, first)
+        y[window:], lse[window:] = map(_tokens, rest)
+    return y_BTHK, lse_BTH
+
+
+@window_attention.register_fake
+def _(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, window: int, size: int) -> tuple[Tensor, Tensor]:
+    return q_BTHK.new_empty(q_BTHK.shape), q_BTHK.new_empty(q_BTHK.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("shard::window_attention_backward", mutates_args=())
+def window_attention_backward(
+    d_y_BTHK: Tensor,
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHK: Tensor,
+    y_BTHK: Tensor,
+    lse_BTH: Tensor,
+    window: int,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, each [B, T, H, K]."""
+    row, column = torch.arange(size + window)[:, None], torch.arange(size)
+    mask = _mask((column <= row) & (row < column + window), q_BTHK.dtype)
+    cut = q_BTHK.size(1) - window
+    d_q_BTHK = torch.zeros(q_BTHK.shape)  # fp32, since a row's gradient is a sum over its bands
+    d_k_BTHK, d_v_BTHK = (torch.empty(x.shape, dtype=x.dtype) for x in (k_BTHK, v_BTHK))
+    inputs, grads = (d_y_BTHK, q_BTHK, k_BTHK, v_BTHK, y_BTHK, lse_BTH), (d_q_BTHK, d_k_BTHK, d_v_BTHK)
+    for d_y, q, k, v, y, lse, d_q, d_k, d_v in zip(*inputs, *grads, strict=True):
+        d_q_end, d_k_end, d_v_end = _attend_backward([_blocks(x[cut:], window) for x in (d_y, q, k, v, y, lse)], None)
+        d_q[cut:] += _tokens(d_q_end)
+        d_k[cut:], d_v[cut:] = _tokens(d_k_end), _tokens(d_v_end)
+        for start in range(0, cut, BANDS_AT_ONCE * size):
+            end = min(start + BANDS_AT_ONCE * size, cut)
+            bands = [_bands(x[start : end + window], size, window) for x in (d_y, q, y, lse)]
+            blocks = [_blocks(x[start:end], size) for x in (k, v)]
+            d_q_NHRK, d_k_NHSK, d_v_NHSK = _attend_backward([*bands[:2], *blocks, *bands[2:]], mask)
+            d_k[start:end], d_v[start:end] = _tokens(d_k_NHSK), _tokens(d_v_NHSK)
+            for first, d_q_HRK in zip(range(start, end, size), d_q_NHRK, strict=True):
+                d_q[first : first + size + window] += d_q_HRK.transpose(0, 1)
+    return d_q_BTHK.to(q_BTHK.dtype), d_k_BTHK, d_v_BTHK
+
+
+@window_attention_backward.register_fake
+def _(
+    d_y_BTHK: Tensor,
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHK: Tensor,
+    y_BTHK: Tensor,
+    lse_BTH: Tensor,
+    window: int,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_q_BTHK, d_k_BTHK, d_v_BTHK = (q_BTHK.new_empty(q_BTHK.shape) for _ in range(3))
+    return d_q_BTHK, d_k_BTHK, d_v_BTHK
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q_BTHK, k_BTHK, v_BTHK, *ctx.sizes = inputs
+    ctx.save_for_backward(q_BTHK, k_BTHK, v_BTHK, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, d_y_BTHK: Tensor, d_lse_BTH: None) -> tuple[Tensor | None, ...]:
+    return *window_attention_backward(d_y_BTHK.contiguous(), *ctx.saved_tensors, *ctx.sizes), None, None
+
+
+window_attention.register_autograd(_backward, setup_context=_keep)
 
 
 def flash_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Tensor:
@@ -84,11 +157,11 @@ def flash_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, windo
     num_tokens = q_BHTK.size(2)
     if window < SMALLEST_WINDOW or num_tokens <= window:
         return local_attention(q_BHTK, k_BHTK, v_BHTK, window)
+    size = -(-window // BLOCKS)
     # Padding at the end is never seen: it lies after every real query.
-    padded = (F.pad(x, (0, 0, 0, -num_tokens % window)) for x in (q_BHTK, k_BHTK, v_BHTK))
-    blocks = (x.transpose(1, 2).unflatten(1, (-1, window)) for x in padded)
-    y_BNWHK: Tensor = _WindowAttention.apply(*blocks)  # type: ignore[no-untyped-call]
-    return y_BNWHK.flatten(1, 2)[:, :num_tokens].transpose(1, 2)
+    padded = (F.pad(x, (0, 0, 0, (window - num_tokens) % size)) for x in (q_BHTK, k_BHTK, v_BHTK))
+    y_BTHK, _ = window_attention(*(x.transpose(1, 2) for x in padded), window, size)
+    return y_BTHK[:, :num_tokens].transpose(1, 2)
 
 
 def flash_window_works(dtype: torch.dtype) -> tuple[bool, str]:
@@ -103,4 +176,7 @@ def flash_window_works(dtype: torch.dtype) -> tuple[bool, str]:
     except (RuntimeError, AttributeError, TypeError) as error:
         return False, f"torch's CPU attention kernels cannot be used so ({str(error).splitlines()[0][:100]})"
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    return worst <= tolerance, f"two causal attentions differ from the masked one by {worst:.1e} of the largest value"
+    return (
+        worst <= tolerance,
+        f"attention in narrow bands differs from the masked one by {worst:.1e} of the largest value",
+    )
