@@ -52,11 +52,14 @@ def test_is_close_in_bf16():
 
 
 def test_scores_far_from_zero_do_not_overflow(any_window):
-    """The backward pass takes exponentials of differences to the logsumexp of a row: no score is exponentiated alone."""
-    q, k, v = (100 * torch.randn(1, 2, 20, 16, generator=torch.Generator().manual_seed(0)) for _ in range(3))
-    got = flash_window_attention(q, k, v, 4)
-    assert got.isfinite().all()
-    torch.testing.assert_close(got, local_attention(q, k, v, 4), rtol=1e-3, atol=1e-3)
+    """No score is exponentiated alone, but its difference to the logsumexp of the row."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = ((100 * torch.randn(1, 2, 20, 16, generator=generator)).requires_grad_() for _ in range(3))
+    got, expected = flash_window_attention(q, k, v, 4), local_attention(q, k, v, 4)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), (q, k, v)) for y in (got, expected)), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-3)
 
 
 def test_small_windows_take_the_masked_way(monkeypatch):
