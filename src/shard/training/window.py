@@ -28,7 +28,7 @@ SMALLEST_WINDOW = 128
 """Below this the kernels have too little to do in a block."""
 
 BLOCKS = 4
-"""Blocks of a window. With 8 less is computed in vain, but torch's kernel takes fewer rows at a time: nothing is gained."""
+"""Blocks of a window. With 8 less is computed in vain, but torch takes fewer rows at a time: nothing is gained."""
 
 BANDS_AT_ONCE = 8
 """Bands of a call backward: their gradients are small enough to lie in memory that was used before
