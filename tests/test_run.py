@@ -72,6 +72,7 @@ def test_an_empty_folder_is_taken(tmp_path: Path, recipe: Recipe) -> None:
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_key_and_both_values(run: Run) -> None:
+    fill(run)
     run.close()
     other = Recipe.load("quickstart", ["pretrain.lr_muon=0.5"])
     with pytest.raises(ShardError) as raised:
@@ -85,7 +86,21 @@ def test_a_folder_of_another_recipe_is_refused_with_the_key_and_both_values(run:
         assert again.recipe == run.recipe, "the folder is as it was, and free"
 
 
+def test_where_nothing_was_made_a_mended_recipe_takes_the_place_of_the_old_one(run: Run) -> None:
+    """A mistake that the first stage found does not cost the name of the folder."""
+    run.record("tokenizer", status="interrupted")
+    run.close()
+    mended = Recipe.load("quickstart", ["pretrain.lr_muon=0.5"])
+    with Run.open(run.folder, mended) as again:
+        assert again.recipe == mended
+        assert again.manifest["stages"] == {}
+        assert again.manifest["recipe_sha256"] == sha256_of(run.folder / "recipe.toml")
+    with Run.open(run.folder) as again:
+        assert again.recipe == mended
+
+
 def test_many_differences_are_counted_not_listed(run: Run) -> None:
+    fill(run)
     run.close()
     with pytest.raises(ShardError, match=r"and [0-9]+ more") as raised:
         Run.open(run.folder, Recipe.load("shard-40m-v1"))

@@ -30,9 +30,12 @@ STAGES = ("tokenizer", "data", "pretrain", "anneal", "evaluate", "bench", "relea
 """Of every recipe; `stages_of` adds "teach" where the targets of a teacher are cached."""
 
 RECIPE = "recipe.toml"
+MANIFEST = "manifest.json"
 
 # What a process that was killed while it made a run leaves in the folder.
 _BEGUN = {LOCK_FILE, temporary_path(Path(RECIPE)).name}
+# ... and what a run holds whose stages have made nothing.
+_EMPTY = {LOCK_FILE, RECIPE, MANIFEST}
 
 # Keys of a training stage that change no bit of its result: what is kept, and what is looked at.
 _WITHOUT_EFFECT = {"keep_last", "keep_every", "sample_every", "sample_prompts", "sentinel_every"}
@@ -80,7 +83,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe | None = None) -> "Run":
-        """The run in `folder`; with a recipe it is made if it is not there, and refused if it is of another recipe."""
+        """The run in `folder`; with a recipe it is made if it is not there, and refused if it is of another recipe. A run
+        whose stages have made nothing takes the new one: a mistake in it was mended.
+        """
         path = folder / RECIPE
         if not path.is_file():
             if recipe is None:
@@ -95,18 +100,22 @@ class Run:
         try:
             remove_leftovers(folder)
             # Looked for again: another process may have made it before this one had the lock.
-            if recipe is not None and not path.is_file():
-                run = cls(folder, recipe, run_lock)
-                run._write_recipe()
-                return run
-            there = Recipe.load(str(path))
-            if recipe is not None and recipe != there:
-                difference = describe_difference(_flat(there), _flat(recipe))
-                raise ShardError(
-                    f"{folder} was made with another recipe ({difference}): choose another --out, go on with the old "
-                    "one by naming the folder instead of the recipe, or branch from it with --fork NEW"
-                )
-            return cls(folder, there, run_lock)
+            there = Recipe.load(str(path)) if recipe is None or path.is_file() else None
+            if there is not None and (recipe is None or recipe == there):
+                return cls(folder, there, run_lock)
+            assert recipe is not None
+            if there is not None:
+                if {entry.name for entry in folder.iterdir()} - _EMPTY:
+                    difference = describe_difference(_flat(there), _flat(recipe))
+                    raise ShardError(
+                        f"{folder} was made with another recipe ({difference}): choose another --out, go on with the "
+                        "old one by naming the folder instead of the recipe, or branch from it with --fork NEW"
+                    )
+                _check_sources(recipe)
+                (folder / MANIFEST).unlink(missing_ok=True)
+            run = cls(folder, recipe, run_lock)
+            run._write_recipe()
+            return run
         except BaseException:
             run_lock.release()
             raise
@@ -202,7 +211,7 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         """manifest.json as it stands."""
-        path = self.folder / "manifest.json"
+        path = self.folder / MANIFEST
         if not path.exists():
             return {"recipe": self.recipe.name, "created": _now(), "stages": {}}
         manifest: dict[str, Any] = read_json(path, "restore it, or start again with another --out")
@@ -212,11 +221,11 @@ class Run:
         """Add to what the manifest says of a stage."""
         manifest = self.manifest
         manifest["stages"].setdefault(stage, {}).update(values)
-        write_json(self.folder / "manifest.json", manifest)
+        write_json(self.folder / MANIFEST, manifest)
 
     def annotate(self, **values: Any) -> None:
         """Add to what the manifest says of the run as a whole."""
-        write_json(self.folder / "manifest.json", self.manifest | values)
+        write_json(self.folder / MANIFEST, self.manifest | values)
 
     def inputs(self, stage: str) -> str:
         """A fingerprint of everything that decides the result of a stage."""
