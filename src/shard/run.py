@@ -83,8 +83,8 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe | None = None) -> "Run":
-        """The run in `folder`; with a recipe it is made if it is not there, and refused if it is of another recipe. A run
-        whose stages have made nothing takes the new one: a mistake in it was mended.
+        """The run in `folder`; with a recipe it is made if it is not there, and refused if it is of another recipe.
+        Where no stage has made anything the run takes the new one: a mistake in it was mended.
         """
         path = folder / RECIPE
         if not path.is_file():
