@@ -67,7 +67,7 @@ def test_our_own_form_goes_through_tokie(tmp_path: Path) -> None:
         ),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "<eos>", ShardError, "pre_tokenizer"),
         ({"model": {"type": "Unigram", "vocab": []}}, "<eos>", ShardError, "not BPE"),
-        ({"added_tokens": None}, "<eos>", ShardError, "cannot be read"),
+        ({"added_tokens": None}, "<eos>", ShardError, "is no tokenizer.json"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(

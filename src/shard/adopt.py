@@ -29,7 +29,7 @@ def adopt_tokenizer(origin: str, separator: str | None, vocab_size: int, path: P
         parts["added_tokens"] = [token for token in added if token["id"] < vocab_size]
         special = {token["content"] for token in parts["added_tokens"] if token["special"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardError(f"{source} cannot be read as a tokenizer.json: {error!r:.100}") from None
+        raise ShardError(f"tokenizer.adopt: {source} is no tokenizer.json ({error!r:.100}): name another") from None
     parts |= {"post_processor": None, "truncation": None, "padding": None}
     wanted = SEPARATOR if separator is None else separator
     if wanted not in special:
