@@ -75,6 +75,7 @@ def test_the_stages_and_the_metrics_say_what_was_taught(taught_run: Path) -> Non
 def test_the_card_names_the_teacher_and_its_licence(taught_run: Path) -> None:
     card = (taught_run / "release" / "README.md").read_text()
     assert "## Teachers" in card
+    assert " |\n\n- Llama's licence wants" in card, "a list begins after an empty line, or some readers make it a row"
     assert (
         "| little-llama | llama3.2 | against its own card | pretrain: 0.8 of the loss, at temperature 1, by 200 draws"
         in card

@@ -19,7 +19,8 @@ def teachers_section(facts: Facts) -> str:
         for teacher in teachers
         if teacher.binding and teacher.licence.lower() != facts.run.recipe.release.license.lower()
     ]
-    return "## Teachers\n\n" + table(["model", "licence", "checked", "what it taught"], rows) + bullets(notes)
+    about = "## Teachers\n\n" + table(["model", "licence", "checked", "what it taught"], rows)
+    return about + ("\n" + bullets(notes) if notes else "")
 
 
 def _checked(facts: Facts, teacher: TeacherLicence) -> str:
