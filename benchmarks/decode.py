@@ -10,7 +10,10 @@ its own server (package xllamacpp) on a CPU, and its time is the one that it giv
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import urllib.request
@@ -70,21 +73,18 @@ def transformers_side(folder: Path, name: str, tokens: int) -> Side:
 
 
 def llama_side(path: Path, tokens: int) -> Side:
-    """llama.cpp's server on a file, with as many threads as torch has."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.verbosity = -1
-    parameters.fit_params = parameters.ui = False
-    parameters.n_gpu_layers = 0
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
-    server = xllamacpp.Server(parameters)
+    """llama.cpp's server on a file, with as many threads as torch has, in a process of its own: two that use OpenMP in
+    one process count each other's threads, and then none waits for work awake (measured: torch's side twice as slow).
+    """
+    command = [sys.executable, __file__, "--serve", str(path), "--threads", str(torch.get_num_threads())]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    address = next(line for line in server.stdout if line.startswith("http")).strip()
 
     def generate() -> float:
         body = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
         request = urllib.request.Request(
-            server.listening_address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=600) as response:
             timings: dict[str, Any] = json.load(response)["timings"]
@@ -92,6 +92,22 @@ def llama_side(path: Path, tokens: int) -> Side:
         return (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
 
     return generate
+
+
+def serve(path: Path, threads: int) -> None:
+    """Print the address of a server on a file, and serve until the input ends, as it does with the parent."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.verbosity = -1
+    parameters.fit_params = parameters.ui = False
+    parameters.n_gpu_layers = 0
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(parameters)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # it has no end of its own that does not wait for its threads
 
 
 def make_sides(folder: Path, config: Config, tokens: int, compiled: bool) -> dict[str, Side]:
@@ -126,7 +142,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve, arguments.threads)
+        return
     with tempfile.TemporaryDirectory() as folder:
         config = Config(num_layers=arguments.layers)
         sides = make_sides(Path(folder), config, arguments.tokens, arguments.compile)
