@@ -158,9 +158,11 @@ def flash_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, windo
     if window < SMALLEST_WINDOW or num_tokens <= window:
         return local_attention(q_BHTK, k_BHTK, v_BHTK, window)
     size = -(-window // BLOCKS)
-    # Padding at the end is never seen: it lies after every real query.
-    padded = (F.pad(x, (0, 0, 0, (window - num_tokens) % size)) for x in (q_BHTK, k_BHTK, v_BHTK))
-    y_BTHK, _ = window_attention(*(x.transpose(1, 2) for x in padded), window, size)
+    q_BTHK, k_BTHK, v_BTHK = (x.transpose(1, 2) for x in (q_BHTK, k_BHTK, v_BHTK))
+    if padding := (window - num_tokens) % size:
+        # At the end it is never seen: it lies after every real query.
+        q_BTHK, k_BTHK, v_BTHK = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q_BTHK, k_BTHK, v_BTHK))
+    y_BTHK, _ = window_attention(q_BTHK, k_BTHK, v_BTHK, window, size)
     return y_BTHK[:, :num_tokens].transpose(1, 2)
 
 
