@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from shard.model import local_attention
 from shard.training import window as window_module
@@ -80,6 +81,24 @@ def test_the_same_bits_every_time():
     compare(1, 600, 256, torch.float32, 1e-5, flash_window_attention)
     q, k, v = (torch.randn(1, 2, 600, 16, requires_grad=True) for _ in range(3))
     results = [torch.autograd.grad(flash_window_attention(q, k, v, 256).square().sum(), (q, k, v)) for _ in range(3)]
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
+def test_traced_by_the_compiler_or_computed_twice_it_gives_the_same_bits():
+    """In one graph, and within torch's checkpoints, which `recompute` is made of."""
+    q, k, v = (torch.randn(1, 2, 700, 16, requires_grad=True) for _ in range(3))
+
+    def attend(q, k, v):
+        return flash_window_attention(q, k, v, 256)
+
+    def again(q, k, v):
+        return checkpoint(attend, q, k, v, use_reentrant=False)
+
+    traced = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (attend, traced, again):
+        y = function(q, k, v)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
