@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+NO_COMPILER = "no C++ compiler was found (apt install g++, or xcode-select --install)"
+
 
 def set_process_defaults() -> None:
     """Environment variables that torch reads when it is imported: call it before.
@@ -111,6 +113,11 @@ def choose_precision(device: "torch.device") -> tuple[str, str]:
     return "fp32", "this CPU has no AMX, and bf16 products would be slower than fp32 ones"
 
 
+def cpp_compiler() -> str | None:
+    """The path of the C++ compiler that torch.compile would take; CXX overrides."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
 def choose_compile(device: "torch.device") -> tuple[bool, str]:
     """(whether torch.compile works here, the reason), found out by compiling a small function.
 
@@ -120,8 +127,8 @@ def choose_compile(device: "torch.device") -> tuple[bool, str]:
 
     if device.type == "mps":
         return False, "torch.compile was not tried on MPS"
-    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
-        return False, "no C++ compiler was found (apt install g++, or xcode-select --install)"
+    if device.type == "cpu" and not cpp_compiler():
+        return False, NO_COMPILER
     try:
         x = torch.ones(8, device=device)
         compiled = torch.compile(lambda x: (x * 2 + 1).cos())

@@ -16,6 +16,7 @@ import typer
 
 from shard import __version__
 from shard.cli import app
+from shard.inference.kernels import choose_kernels
 from shard.model import ShardLM
 from shard.run import STAGES, Run
 
@@ -506,11 +507,22 @@ def test_without_a_compiler_generate_goes_on_without_it(
     assert outcome.out == shard("generate", finished_run, *options).out
 
 
+def test_int8_without_a_compiler_says_that_it_is_slower(
+    shard: Shard, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("session", "quantize", "decoder"):
+        monkeypatch.setattr(f"shard.inference.{module}.choose_kernels", lambda: (False, "no C++ compiler was found"))
+    outcome = shard("generate", finished_run, "abc", "--max-tokens", "5", "--dtype", "int8")
+    assert outcome.code == 0 and outcome.out.startswith("abc")
+    assert outcome.err == "! no C++ compiler was found: int8 runs on torch's slower kernel\n"
+
+
 def test_bench_measures_each_precision_and_what_int8_costs(finished_run: Path) -> None:
     benchmark = json.loads((finished_run / "benchmark.json").read_text())
     assert list(benchmark["inference"]) == ["fp32", "bf16", "int8"]
     assert benchmark["published_loop_tokens_per_second"]["median"] > 0 and benchmark["threads"] >= 1
     assert abs(benchmark["int8"]["sources"]["text"]["change_percent"]) < 5
+    assert benchmark["int8_kernels"] == choose_kernels()[1]
 
 
 def test_sampling_follows_its_seed(shard: Shard, finished_run: Path) -> None:

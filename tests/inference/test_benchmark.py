@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shard.inference import benchmark
+from shard.inference import quantize as quantize_module
 from shard.inference.benchmark import measure_decoder, measure_published_loop, precisions
 from shard.inference.decoder import Decoder
 from shard.inference.quantize import quantize
@@ -47,5 +48,6 @@ def test_the_published_loop_is_one_number(tiny_model: ShardLM) -> None:
 def test_what_a_device_is_timed_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precisions(torch.device("cpu")) == ("fp32", "bf16", "int8")
     assert precisions(torch.device("cuda")) == ("fp32", "bf16", "fp16")
+    monkeypatch.setattr(quantize_module, "choose_kernels", lambda: (False, "no compiler"))
     monkeypatch.delattr(torch, "_weight_int8pack_mm")
     assert precisions(torch.device("cpu")) == ("fp32", "bf16")

@@ -1,14 +1,18 @@
 """The fast decoder against its plain twin: the same tokens, alone and side by side, and one compilation for all."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from shard.config import Config
 from shard.environment import choose_compile
 from shard.inference import decoder as decoder_module
+from shard.inference import quantize as quantize_module
 from shard.inference.decoder import Decoder, join
 from shard.inference.generate import continue_prompt, continue_prompts
+from shard.inference.kernels import choose_kernels
 from shard.inference.quantize import quantize
 from shard.inference.sampling import generate_ids
 from shard.model import KVCache, ShardLM
@@ -33,6 +37,17 @@ def small_doublings(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
+@pytest.fixture(params=["own kernels", "torch's"])
+def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both where our own can be built, else one."""
+    works, reason = choose_kernels()
+    if request.param == "own kernels" and not works:
+        pytest.skip(reason)
+    for module in (decoder_module, quantize_module):
+        monkeypatch.setattr(module, "choose_kernels", lambda: (request.param == "own kernels", ""))
+    return request.param == "own kernels"
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_equals_the_plain_loop(tiny_model: ShardLM, prompt: list[int]) -> None:
     expected = list(generate_ids(tiny_model, prompt, 60, use_cache=False))
@@ -53,6 +68,21 @@ def test_logits_equal_those_of_the_plain_cache(tiny_model: ShardLM) -> None:
                 assert (got - expected).norm() / expected.norm() < limit
                 got = decoder.extend(batch, [token])
                 expected = model(torch.tensor([[token]]), cache)[0][:, -1]
+
+
+def test_int8_logits_equal_those_of_the_plain_cache(tiny_model: ShardLM, has_kernels: bool) -> None:
+    """Alone and side by side, where rows see different numbers of slots, past the edge of the window."""
+    model = quantize(tiny_model, most_rows=0)  # the products are the plain ones: attention is what is compared
+    with torch.inference_mode():
+        caches = [KVCache(model, 1, 60) for _ in PROMPTS]
+        decoder = Decoder(model)
+        assert decoder.has_kernels == has_kernels
+        batch, got = decoder.start(PROMPTS, 60)
+        expected = [model(torch.tensor([ids]), cache)[0][0, -1] for ids, cache in zip(PROMPTS, caches, strict=True)]
+        for token in range(25):
+            assert (got - torch.stack(expected)).norm() / got.norm() < 1e-5
+            got = decoder.extend(batch, [token] * len(PROMPTS))
+            expected = [model(torch.tensor([[token]]), cache)[0][0, -1] for cache in caches]
 
 
 def test_side_by_side_as_alone(tiny_model: ShardLM) -> None:
@@ -136,29 +166,43 @@ def test_join_is_the_parts_in_turn(tiny_model: ShardLM) -> None:
 # Compiled
 
 
-def test_a_compiled_step_serves_every_token_and_every_batch(tiny_model: ShardLM) -> None:
-    """Compiled once for each doubling of what is read (16, 32, 64), and not again by a second batch."""
+def test_a_compiled_step_serves_every_token_and_every_batch(tiny_model: ShardLM, has_kernels: bool) -> None:
+    """Compiled once, or with torch's attention for each doubling of what is read (16, 32, 64); and not again by a
+    second batch.
+    """
     counter = CompileCounter()
     decoder = Decoder(tiny_model, compile=True, backend=counter)
     for prompt in (PROMPTS[0], [8, 8, 8], PROMPTS[0]):
         tokens = list(continue_prompt(decoder, prompt, 50))
         assert tokens == list(generate_ids(tiny_model, prompt, 50))
-        assert counter.frame_count == 3
+        assert counter.frame_count == (1 if has_kernels else 3)
 
 
-def test_a_compiled_step_serves_rows_of_any_length(tiny_model: ShardLM) -> None:
+def test_what_was_compiled_for_one_decoder_is_not_run_by_another(tiny_model: ShardLM, has_kernels: bool) -> None:
+    """Other weights, shapes and kinds of layers, in turns."""
+    torch.manual_seed(1)
+    other = ShardLM(replace(tiny_model.config, intermediate_size=40))
+    models = [tiny_model, other, quantize(deepcopy(tiny_model), most_rows=0)]
+    backend = CompileCounter()  # the same for all: what was compiled by another is never found
+    decoders = [Decoder(model, compile=True, backend=backend) for model in models]
+    for _ in range(2):
+        for model, decoder in zip(models, decoders, strict=True):
+            assert list(continue_prompt(decoder, PROMPTS[0], 10)) == list(generate_ids(model, PROMPTS[0], 10))
+
+
+def test_a_compiled_step_serves_rows_of_any_length(tiny_model: ShardLM, has_kernels: bool) -> None:
     counter = CompileCounter()
     decoder = Decoder(tiny_model, compile=True, backend=counter)
     for prompts in (PROMPTS, PROMPTS[::-1]):
         alone = [list(generate_ids(tiny_model, prompt, 30)) for prompt in prompts]
         rows = list(continue_prompts(decoder, prompts, 30))
         assert [list(text) for text in zip(*rows, strict=True)] == alone
-    assert counter.frame_count == 2, "32 slots, then 64, for both"
+    assert counter.frame_count == (1 if has_kernels else 2), "torch's attention: 32 slots, then 64, for both"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_compiled_by_inductor_as_eager(tiny_config: Config, tiny_model: ShardLM, precision: str) -> None:
+def test_compiled_by_inductor_as_eager(tiny_model: ShardLM, has_kernels: bool, precision: str) -> None:
     works, reason = choose_compile(torch.device("cpu"))
     if not works:
         pytest.skip(reason)

@@ -52,7 +52,7 @@ def measure_int8_loss(
         }
 
     exact = bits_per_byte()
-    quantize(loaded.model, packed_rows=2**31)
+    quantize(loaded.model, most_rows=2**31)
     rounded = bits_per_byte()
     reporter.end_progress()
     changes = {name: 100 * (rounded[name] / exact[name] - 1) for name in exact}

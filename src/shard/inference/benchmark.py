@@ -13,6 +13,7 @@ from shard.environment import choose_device, device_name, versions
 from shard.errors import UsageError
 from shard.inference.decoder import Decoder
 from shard.inference.generate import continue_prompt
+from shard.inference.kernels import choose_kernels
 from shard.inference.load import load_in_precision
 from shard.inference.memory import peak_tensor_bytes
 from shard.inference.quantize import check_int8
@@ -146,6 +147,7 @@ def benchmark_run(folder: Path, reporter: Reporter, is_dense: bool = True) -> di
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
+        "int8_kernels": choose_kernels()[1] if "int8" in inference else None,
         "inference": inference,
         "published_loop_tokens_per_second": published,
         "training_tokens_per_second": {stage: speed for stage, speed in training.items() if speed},

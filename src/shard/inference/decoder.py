@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shard.inference.cuda_graph import GraphedStep
-from shard.inference.quantize import Int8Linear
+from shard.inference.kernels import choose_kernels, decode_attention
+from shard.inference.quantize import Int8Linear, Int8LM
 from shard.model import Block, FeedForward, Linear, ShardLM
 
 LEAST_SIZE = 256
-"""Slots of a buffer that a compiled step reads at least; then it doubles, each time compiled anew."""
+"""Slots that a compiled step with torch's attention reads of a buffer at least; then twice as many, compiled anew."""
 
 
 class Place(NamedTuple):
@@ -30,6 +31,8 @@ class Place(NamedTuple):
     """[B * H]: for each row and head, in a buffer of which all slots stand in one line."""
     mask: Tensor | None
     """[B, 1, 1, S], added to the logits of attention: 0, or minus infinity; None where all is seen."""
+    seen: Tensor
+    """[B]: tokens of each row with the new one. A buffer that has fewer slots is full."""
 
 
 class Decoder:
@@ -44,6 +47,8 @@ class Decoder:
         self.final_gain = 1 + model.final_norm.weight.detach().float()
         self.is_static = compile
         self.device = self.final_gain.device
+        wants_kernels = self.device.type == "cpu" and (compile or isinstance(model, Int8LM))
+        self.has_kernels = wants_kernels and choose_kernels()[0]
         # Rounded to the dtype of x, as in the model.
         dtype = model.final_norm.weight.dtype
         self.embedding_factor = float(torch.tensor(math.sqrt(model.config.hidden_size), dtype=dtype))
@@ -51,7 +56,12 @@ class Decoder:
         if compile and self.device.type == "cuda":
             self._run = GraphedStep(self.step)
         elif compile:
-            self._run = torch.compile(self.step, dynamic=False, backend=backend)
+            # The model stays what it is, so that nothing of it has to be looked at again before each step; but what was
+            # compiled for one decoder must not be found by another.
+            options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+            self._run = torch.compile(  # type: ignore[call-overload]  # its overloads lack the last argument
+                self.step, dynamic=False, backend=backend, options=options, isolate_recompiles=True
+            )
 
     def start(self, prompts: Sequence[Sequence[int]], max_length: int) -> "tuple[Batch, Tensor]":
         """Read the prompts: the batch, which holds up to `max_length` tokens a row, and the logits [B, V] of what
@@ -124,10 +134,9 @@ class _Layer:
         # model.rotate, written as x * cos + (x turned by half) * sin with the sign in the sine.
         turned_BHK = qk_BHK.roll(self.head_dim // 2, -1)
         qk_BHK = torch.addcmul(qk_BHK * cos_B1K, turned_BHK, sin_B1K)
-        k_BHSK, v_BHSK = buffer.add(qk_BHK[:, num_heads:], qkv_BHK[:, 2 * num_heads :], place.slots)
-        q_BH1K = qk_BHK[:, :num_heads, None].to(k_BHSK.dtype)
-        y_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=place.mask)
-        x_BD = x_BD + self.output(y_BH1K.flatten(1).to(x_BD.dtype))
+        q_BHK, k_BHK, v_BHK = qk_BHK[:, :num_heads], qk_BHK[:, num_heads:], qkv_BHK[:, 2 * num_heads :]
+        y_BHK = buffer.attend(q_BHK, k_BHK, v_BHK, place)
+        x_BD = x_BD + self.output(y_BHK.flatten(1).to(x_BD.dtype))
         normed_BD = F.rms_norm(x_BD.float(), self.attention_gain.shape, self.feed_forward_gain, self.eps).to(x_BD.dtype)
         return x_BD + self.feed_forward(normed_BD)
 
@@ -150,7 +159,7 @@ def join(parts: Sequence[nn.Module]) -> nn.Module:
     for part, piece in zip(parts, whole.split(sizes), strict=True):
         part.weight.data = piece
     if isinstance(parts[0], Int8Linear):
-        return Int8Linear(whole, torch.cat([part.scale for part in parts]), parts[0].packed_rows)  # type: ignore[misc]
+        return Int8Linear(whole, torch.cat([part.scale for part in parts]), parts[0].most_rows)  # type: ignore[misc]
     with torch.device("meta"):
         joined = Linear(whole.size(1), whole.size(0), zero=True)
     joined.weight = nn.Parameter(whole, requires_grad=False)
@@ -168,8 +177,10 @@ class Buffer:
     def __init__(self, batch: "Batch", shape_BHSK: tuple[int, int, int, int], dtype: torch.dtype) -> None:
         self.batch = batch
         self.size = shape_BHSK[2]
-        self.k_BHSK = torch.zeros(shape_BHSK, dtype=dtype, device=batch.lengths_B.device)
-        self.v_BHSK = torch.zeros_like(self.k_BHSK)
+        # Zeros for torch's kernel, which multiplies what the mask hides by 0; our own does not read it.
+        make = torch.empty if batch.has_kernels else torch.zeros
+        self.k_BHSK = make(shape_BHSK, dtype=dtype, device=batch.lengths_B.device)
+        self.v_BHSK = make(shape_BHSK, dtype=dtype, device=batch.lengths_B.device)
 
     def extend(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keep what each row of the prompts still sees: of one longer than the buffer its end."""
@@ -184,12 +195,16 @@ class Buffer:
             buffer_BHSK.copy_(new_BHTK.gather(2, index_BHSK))
         return k_BHTK, v_BHTK, None
 
-    def add(self, k_BHK: Tensor, v_BHK: Tensor, slots_BH: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one token a row: the keys and values [B, H, S, K] to attend to."""
-        self.k_BHSK.flatten(0, 2).index_copy_(0, slots_BH, k_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
-        self.v_BHSK.flatten(0, 2).index_copy_(0, slots_BH, v_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
+    def attend(self, q_BHK: Tensor, k_BHK: Tensor, v_BHK: Tensor, place: Place) -> Tensor:
+        """Add one token a row, and attend from it to what the row still sees: [B, H, K] in the buffer's dtype."""
+        self.k_BHSK.flatten(0, 2).index_copy_(0, place.slots, k_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
+        self.v_BHSK.flatten(0, 2).index_copy_(0, place.slots, v_BHK.flatten(0, 1).to(self.k_BHSK.dtype))
+        if self.batch.has_kernels:
+            return decode_attention(q_BHK, self.k_BHSK, self.v_BHSK, place.seen)
         num_read = min(self.size, self.batch.num_read)
-        return self.k_BHSK[:, :, :num_read], self.v_BHSK[:, :, :num_read]
+        k_BHSK, v_BHSK = self.k_BHSK[:, :, :num_read], self.v_BHSK[:, :, :num_read]
+        q_BH1K = q_BHK[:, :, None].to(k_BHSK.dtype)
+        return F.scaled_dot_product_attention(q_BH1K, k_BHSK, v_BHSK, attn_mask=place.mask)[:, :, 0]
 
 
 class Batch:
@@ -200,7 +215,7 @@ class Batch:
         # Attention over a bf16 cache took 7 to 10 times as long as over an fp32 one on a CPU without bf16 products.
         dtype = torch.float32 if device.type == "cpu" else decoder.model.final_norm.weight.dtype
         self.longest = max(lengths)
-        self.is_static = decoder.is_static
+        self.is_static, self.has_kernels = decoder.is_static, decoder.has_kernels
         self.num_read = 0
         self.lengths_B = torch.tensor(lengths, device=device)
         """Tokens held of each row: the position of its next one."""
@@ -229,7 +244,7 @@ class Batch:
         n_B1 = self.lengths_B[:, None]
         for size in {buffer.size for buffer in self.layers}:
             mask_B11S = None
-            if self.is_static or len(self.rows_B) > 1:
+            if not self.has_kernels and (self.is_static or len(self.rows_B) > 1):
                 slots_S = torch.arange(min(size, self.num_read), device=n_B1.device)
                 is_hidden_BS = (n_B1 - slots_S) % size > n_B1
                 dtype = self.layers[0].k_BHSK.dtype
@@ -237,7 +252,7 @@ class Batch:
                 mask_B11S = mask_B11S[:, None, None]
             num_heads = len(self._lines_BH) // len(self.rows_B)
             slots_BH = self._lines_BH * size + (self.lengths_B % size).repeat_interleave(num_heads)
-            places[size] = Place(slots_BH, mask_B11S)
+            places[size] = Place(slots_BH, mask_B11S, self.lengths_B + 1)
         return places
 
 

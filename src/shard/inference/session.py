@@ -11,6 +11,7 @@ from shard.environment import choose_compile, choose_device
 from shard.errors import UsageError
 from shard.inference.decoder import Decoder
 from shard.inference.generate import continue_prompt, continue_prompts
+from shard.inference.kernels import choose_kernels
 from shard.inference.load import LoadedModel, load_in_precision
 from shard.inference.sampling import generate_ids
 from shard.inference.text import TextStream, stream_text
@@ -45,8 +46,8 @@ class Session:
     ) -> "Session":
         """Load the model. Raises UsageError for an unknown dtype, an empty stop string, or int8 on a GPU.
 
-        Compiling is asked for, never chosen: for the 54.5M model it cost some 25 s and saved 2 to 6 ms a token, so
-        that it pays from about 5,000 tokens on, and again whenever a text outgrows what a step reads.
+        Compiling is asked for, never chosen: for the 54.5M model in int8 it cost 32 s the first time and 4 s later,
+        and saved 2 ms a token, so that it pays from about 2,000 tokens on.
         """
         if "" in sampling.stops:
             raise UsageError("--stop is empty: give the text to stop before")
@@ -54,6 +55,8 @@ class Session:
             raise UsageError("--compile and --no-cache exclude each other: the plain loop stays as it was published")
         device = choose_device()
         loaded = load_in_precision(path, dtype, device)
+        if dtype == "int8" and not choose_kernels()[0]:
+            print(f"! {choose_kernels()[1]}: int8 runs on torch's slower kernel", file=sys.stderr)
         if not use_cache:
             return cls(loaded, sampling, None)
         if compile and device.type != "cuda":

@@ -1,0 +1,176 @@
+"""Our own kernels against plain sums, at their limits, and what happens where they cannot be built."""
+
+import math
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shard.environment import NO_COMPILER
+from shard.inference import kernels
+from shard.inference.kernels import build, choose_kernels, decode_attention, int8_product
+from shard.inference.quantize import quantize_rows
+
+
+@pytest.fixture
+def built() -> None:
+    works, reason = choose_kernels()
+    if not works:
+        pytest.skip(reason)
+
+
+def whole_numbers(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the kernel rounds x to: 15-bit whole numbers, and a scale a row."""
+    scale = x.abs().amax(dim=-1, keepdim=True) / 32767
+    codes = x * (1 / scale)
+    return (codes + codes.sign() / 2).trunc(), scale
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 7, 9])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (130, 512), (64, 513), (3, 2000)])
+def test_the_product_is_the_plain_one_of_the_rounded_inputs(num_rows: int, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x, (codes, scale) = torch.randn(num_rows, shape[1]), quantize_rows(torch.randn(shape))
+    got = int8_product(x, codes, scale)
+    rounded, x_scale = whole_numbers(x)
+    # Sums of whole numbers, which fp64 holds exactly.
+    expected = rounded.double() @ codes.double().T * x_scale * scale.double()
+    torch.testing.assert_close(got, expected.float(), rtol=1e-6, atol=1e-6)
+    exact = x.double() @ codes.double().T * scale.double()
+    assert (got - exact).norm() / exact.norm() < 2e-4, (
+        "bf16 activations, which torch's kernel has, are ten times as far"
+    )
+
+
+@pytest.mark.usefixtures("built")
+def test_the_largest_numbers_do_not_overflow() -> None:
+    codes = torch.stack([torch.full((4099,), 127), torch.full((4099,), -127)]).to(torch.int8)
+    got = int8_product(torch.full((1, 4099), 3.0), codes, torch.ones(2, dtype=torch.bfloat16))
+    torch.testing.assert_close(got, torch.tensor([[1.0, -1.0]]) * 3 * 127 * 4099)
+
+
+@pytest.mark.usefixtures("built")
+def test_zeros_tiny_numbers_infinity_and_nan() -> None:
+    """Each row for itself: a number that is none reaches all of its row and no other."""
+    x = torch.ones(5, 600)
+    x[0], x[1], x[2, 599], x[3, 0] = 0, 1e-40, math.nan, -math.inf
+    got = int8_product(x, torch.ones(9, 600, dtype=torch.int8), torch.ones(9, dtype=torch.bfloat16))
+    assert not got[0].any() and got[1].abs().max() < 1e-36
+    assert got[2].isnan().all() and got[3].isnan().all()
+    torch.testing.assert_close(got[4], torch.full((9,), 600.0))
+
+
+@pytest.mark.usefixtures("built")
+def test_a_row_has_the_same_bits_beside_others_and_with_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    x, (codes, scale) = torch.randn(6, 512), quantize_rows(torch.randn(1000, 512))
+    q, k, v = torch.randn(3, 4, 64), torch.randn(3, 4, 40, 64), torch.randn(3, 4, 40, 64)
+    seen = torch.tensor([40, 17, 3])
+    together, attended = int8_product(x, codes, scale), decode_attention(q, k, v, seen)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(int8_product(x, codes, scale), together)
+        assert torch.equal(decode_attention(q, k, v, seen), attended)
+    finally:
+        torch.set_num_threads(1)
+    for row in range(6):
+        assert torch.equal(int8_product(x[row : row + 1], codes, scale)[0], together[row])
+    for row in range(3):
+        rows = slice(row, row + 1)
+        assert torch.equal(decode_attention(q[rows], k[rows], v[rows], seen[rows])[0], attended[row])
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("head_size", [1, 16, 40, 64])
+def test_attention_equals_torchs_and_reads_only_what_is_seen(head_size: int) -> None:
+    torch.manual_seed(0)
+    seen, slots = torch.tensor([1, 5, 24, 99]), 24
+    q = torch.randn(4, 3, head_size)
+    k, v = torch.randn(2, 4, 3, slots, head_size)
+    is_seen = torch.arange(slots) < seen[:, None]
+    expected = F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=is_seen[:, None, None])[:, :, 0]
+    k[~is_seen[:, None].expand(-1, 3, -1)] = math.nan
+    v[~is_seen[:, None].expand(-1, 3, -1)] = math.nan
+    torch.testing.assert_close(decode_attention(q, k, v, seen), expected)
+
+
+@pytest.mark.usefixtures("built")
+def test_large_scores_do_not_overflow() -> None:
+    """exp(10,000) is infinite: the largest score is taken off."""
+    q, k = torch.full((1, 1, 64), 50.0), torch.full((1, 1, 3, 64), 50.0)
+    k[0, 0, 1] = -50
+    v = torch.arange(3.0)[:, None].expand(1, 1, 3, 64).contiguous()
+    torch.testing.assert_close(decode_attention(q, k, v, torch.tensor([3])), torch.full((1, 1, 64), 1.0))
+
+
+@pytest.mark.usefixtures("built")
+def test_they_are_whole_operations_of_torch() -> None:
+    """Schema, shapes without data, and tracing agree."""
+    codes, scale = quantize_rows(torch.randn(5, 8))
+    torch.library.opcheck(torch.ops.shard.int8_product.default, (torch.randn(2, 8), codes, scale))
+    q, buffers, seen = torch.randn(2, 3, 8), torch.randn(2, 2, 3, 6, 8).unbind(), torch.tensor([4, 6])
+    torch.library.opcheck(torch.ops.shard.decode_attention.default, (q, *buffers, seen))
+
+
+@pytest.mark.usefixtures("built")
+def test_what_is_built_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its source, flags, compiler and torch; and nothing is left beside it."""
+    compiler = a_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo built > "$2"')
+    first = build(compiler, tmp_path / "cache")
+    assert first.read_text() == "built\n" and list((tmp_path / "cache").iterdir()) == [first]
+    first.write_text("the first")
+    assert build(compiler, tmp_path / "cache").read_text() == "the first"
+    monkeypatch.setattr(torch, "__version__", "another")
+    assert build(compiler, tmp_path / "cache") != first
+
+
+def a_compiler(folder: Path, script: str) -> str:
+    path = folder / "a-compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (None, NO_COMPILER),
+        ("echo 'no such option' >&2; exit 1", "a-compiler fails (no such option)"),
+        ("exit 3", "a-compiler fails (3)"),
+        ("exit 0", "what a-compiler built cannot be loaded ("),
+        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "what a-compiler built cannot be loaded ("),
+    ],
+)
+def test_a_compiler_that_is_missing_or_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if script is None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
+    works, said = choose_kernels.__wrapped__()
+    assert not works and said.startswith(reason) and "\n" not in said
+
+
+def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "compiler_cache", lambda: None)
+    monkeypatch.setattr(kernels, "cpp_compiler", lambda: "/bin/true")
+    assert choose_kernels.__wrapped__() == (False, "the user's cache folder cannot be written")
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("name", ["int8_product", "decode_attention"])
+def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
+    assert choose_kernels.__wrapped__()[0]
+    right = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *inputs: right(*inputs) + 0.5)
+    works, reason = choose_kernels.__wrapped__()
+    assert not works and reason.endswith("built gives wrong results")
