@@ -2,6 +2,7 @@
 
 import math
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,35 @@ def test_they_are_whole_operations_of_torch() -> None:
     torch.library.opcheck(torch.ops.shard.int8_product.default, (torch.randn(2, 8), codes, scale))
     q, buffers, seen = torch.randn(2, 3, 8), torch.randn(2, 2, 3, 6, 8).unbind(), torch.tensor([4, 6])
     torch.library.opcheck(torch.ops.shard.decode_attention.default, (q, *buffers, seen))
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(
+    ("kernel", "place", "wrong"),
+    [
+        (int8_product, 0, torch.ones(2, 7)),
+        (int8_product, 0, torch.ones(8)),
+        (int8_product, 1, torch.ones(5, 8)),
+        (int8_product, 1, torch.ones(8, 5, dtype=torch.int8).T),
+        (int8_product, 2, torch.ones(5)),
+        (int8_product, 2, torch.ones(4, dtype=torch.bfloat16)),
+        (decode_attention, 0, torch.ones(2, 3, 9)),
+        (decode_attention, 1, torch.ones(2, 3, 6, 8, dtype=torch.bfloat16)),
+        (decode_attention, 1, torch.ones(2, 3, 7, 8)[:, :, :6]),
+        (decode_attention, 2, torch.ones(2, 3, 5, 8)),
+        (decode_attention, 3, torch.ones(3, dtype=torch.int64)),
+        (decode_attention, 3, torch.ones(2, dtype=torch.int32)),
+    ],
+)
+def test_other_shapes_and_dtypes_are_refused(kernel: Callable[..., Tensor], place: int, wrong: Tensor) -> None:
+    """Not read beyond their end."""
+    inputs = [torch.ones(2, 8), torch.ones(5, 8, dtype=torch.int8), torch.ones(5, dtype=torch.bfloat16)]
+    if kernel is decode_attention:
+        inputs = [torch.ones(2, 3, 8), torch.ones(2, 3, 6, 8), torch.ones(2, 3, 6, 8), torch.tensor([4, 6])]
+    kernel(*inputs)
+    inputs[place] = wrong
+    with pytest.raises(RuntimeError, match=f"{kernel.__name__} takes"):
+        kernel(*inputs)
 
 
 @pytest.mark.usefixtures("built")

@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 namespace {
@@ -26,6 +27,10 @@ Tensor empty(std::initializer_list<int64_t> sizes) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.begin(), strides.data(), aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
+}
+
+bool is_plain(const Tensor& tensor, ScalarType dtype) {
+  return tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype;
 }
 
 // Products of 512 codes and 15-bit inputs fit an int32: 512 * 127 * 32767 < 2^31.
@@ -74,8 +79,14 @@ void dot(const int8_t* codes, const int16_t* x, int64_t size, float* sums) {
   }
 }
 
-// x_BI W^T [B, O] of W ~ codes_OI * scale_O. All contiguous; x and scale in fp32.
+// x_BI W^T [B, O] of W ~ codes_OI * scale_O.
 Tensor int8_product(const Tensor& x_BI, const Tensor& codes_OI, const Tensor& scale_O) {
+  STD_TORCH_CHECK(is_plain(x_BI, ScalarType::Float) && is_plain(codes_OI, ScalarType::Char) &&
+                      is_plain(scale_O, ScalarType::BFloat16),
+                  "int8_product takes contiguous x in fp32, codes in int8 and a scale in bf16, on the CPU");
+  STD_TORCH_CHECK(x_BI.dim() == 2 && codes_OI.dim() == 2 && scale_O.dim() == 1 && x_BI.size(1) == codes_OI.size(1) &&
+                      scale_O.size(0) == codes_OI.size(0),
+                  "int8_product takes x [B, I], codes [O, I] and a scale [O]");
   const int64_t rows = x_BI.size(0), inputs = x_BI.size(1), outputs = codes_OI.size(0);
   Tensor y_BO = empty({rows, outputs});
   const auto* x = static_cast<const float*>(x_BI.data_ptr());
@@ -108,8 +119,15 @@ float dot(const float* a, const float* b, int64_t size) {
   return sum;
 }
 
-// softmax(q k^T / sqrt(K)) v [B, H, K] over the first min(seen, S) slots of each row. In fp32; a slot lies in one piece.
+// softmax(q k^T / sqrt(K)) v [B, H, K] over the first min(seen, S) slots of each row.
 Tensor decode_attention(const Tensor& q_BHK, const Tensor& k_BHSK, const Tensor& v_BHSK, const Tensor& seen_B) {
+  STD_TORCH_CHECK(is_plain(q_BHK, ScalarType::Float) && is_plain(k_BHSK, ScalarType::Float) &&
+                      is_plain(v_BHSK, ScalarType::Float) && is_plain(seen_B, ScalarType::Long),
+                  "decode_attention takes contiguous q, k and v in fp32 and seen in int64, on the CPU");
+  STD_TORCH_CHECK(q_BHK.dim() == 3 && k_BHSK.dim() == 4 && seen_B.dim() == 1 && v_BHSK.sizes() == k_BHSK.sizes() &&
+                      k_BHSK.size(0) == q_BHK.size(0) && k_BHSK.size(1) == q_BHK.size(1) &&
+                      k_BHSK.size(3) == q_BHK.size(2) && seen_B.size(0) == q_BHK.size(0),
+                  "decode_attention takes q [B, H, K], k and v [B, H, S, K], and seen [B]");
   const int64_t rows = q_BHK.size(0), heads = q_BHK.size(1), head_size = q_BHK.size(2), slots = k_BHSK.size(2);
   Tensor y_BHK = empty({rows, heads, head_size});
   const auto* q = static_cast<const float*>(q_BHK.data_ptr());
