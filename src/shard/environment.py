@@ -114,7 +114,7 @@ def choose_precision(device: "torch.device") -> tuple[str, str]:
 
 
 def cpp_compiler() -> str | None:
-    """The path of the C++ compiler that torch.compile would take; CXX overrides."""
+    """The path of a C++ compiler: that of CXX, else the first of c++ and g++."""
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
 
 

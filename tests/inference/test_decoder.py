@@ -182,12 +182,38 @@ def test_what_was_compiled_for_one_decoder_is_not_run_by_another(tiny_model: Sha
     """Other weights, shapes and kinds of layers, in turns."""
     torch.manual_seed(1)
     other = ShardLM(replace(tiny_model.config, intermediate_size=40))
+    for p in other.parameters():
+        torch.nn.init.normal_(p, std=0.2)
     models = [tiny_model, other, quantize(deepcopy(tiny_model), most_rows=0)]
     backend = CompileCounter()  # the same for all: what was compiled by another is never found
     decoders = [Decoder(model, compile=True, backend=backend) for model in models]
     for _ in range(2):
         for model, decoder in zip(models, decoders, strict=True):
             assert list(continue_prompt(decoder, PROMPTS[0], 10)) == list(generate_ids(model, PROMPTS[0], 10))
+
+
+def test_a_compiled_decoder_takes_batches_of_other_sizes_and_lengths(tiny_model: ShardLM, has_kernels: bool) -> None:
+    """What was compiled for one is not run with another; rows end at different steps."""
+    counter = CompileCounter()
+    decoder = Decoder(tiny_model, compile=True, backend=counter)
+    whole = {tuple(prompt): list(generate_ids(tiny_model, prompt, 45)) for prompt in PROMPTS}
+    stop = whole[tuple(PROMPTS[0])][5]
+    for prompts, max_tokens in (
+        (PROMPTS, 20),
+        (PROMPTS[1:2], 20),
+        (PROMPTS[1:3], 45),
+        (PROMPTS, 20),
+        (PROMPTS[:1], 45),
+    ):
+        texts: list[list[int]] = [[] for _ in prompts]
+        for tokens in continue_prompts(decoder, prompts, max_tokens, stop_id=stop):
+            for row, token in enumerate(tokens):
+                texts[row] += [] if token is None else [token]
+        for prompt, text in zip(prompts, texts, strict=True):
+            expected = whole[tuple(prompt)][:max_tokens]
+            assert text == (expected[: expected.index(stop)] if stop in expected else expected)
+    # With our own attention once for 4, 1 and 2 rows; with torch's again where a longer buffer is read.
+    assert counter.frame_count == 3 if has_kernels else counter.frame_count > 3
 
 
 def test_a_compiled_step_serves_rows_of_any_length(tiny_model: ShardLM, has_kernels: bool) -> None:
@@ -213,4 +239,5 @@ def test_compiled_by_inductor_as_eager(tiny_model: ShardLM, has_kernels: bool, p
         for token in range(30):
             got, expected = compiled.extend(other, [token] * 4), eager.extend(batch, [token] * 4)
             # Fused, what lies between two operations is not rounded to bf16.
-            assert (got - expected).norm() / expected.norm() < {"fp32": 1e-5, "int8": 0.02, "bf16": 0.06}[precision]
+            limit = {"fp32": 1e-5, "int8": 1e-3 if has_kernels else 0.02, "bf16": 0.06}[precision]
+            assert (got - expected).norm() / expected.norm() < limit

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shard.environment import NO_COMPILER
 from shard.inference import kernels
-from shard.inference.kernels import build, choose_kernels, decode_attention, int8_product
+from shard.inference.kernels import choose_kernels, decode_attention, int8_product, load
 from shard.inference.quantize import quantize_rows
 
 
@@ -68,7 +68,7 @@ def test_zeros_tiny_numbers_infinity_and_nan() -> None:
 @pytest.mark.usefixtures("built")
 def test_a_row_has_the_same_bits_beside_others_and_with_any_number_of_threads() -> None:
     torch.manual_seed(0)
-    x, (codes, scale) = torch.randn(6, 512), quantize_rows(torch.randn(1000, 512))
+    x, (codes, scale) = torch.randn(6, 2048), quantize_rows(torch.randn(1000, 2048))
     q, k, v = torch.randn(3, 4, 64), torch.randn(3, 4, 40, 64), torch.randn(3, 4, 40, 64)
     seen = torch.tensor([40, 17, 3])
     together, attended = int8_product(x, codes, scale), decode_attention(q, k, v, seen)
@@ -100,6 +100,15 @@ def test_attention_equals_torchs_and_reads_only_what_is_seen(head_size: int) -> 
 
 
 @pytest.mark.usefixtures("built")
+def test_nothing_to_add_up_is_zero_and_no_rows_are_none() -> None:
+    codes, scale = torch.ones(5, 8, dtype=torch.int8), torch.ones(5, dtype=torch.bfloat16)
+    assert torch.equal(int8_product(torch.ones(2, 0), codes[:, :0].contiguous(), scale), torch.zeros(2, 5))
+    assert int8_product(torch.ones(0, 8), codes, scale).shape == (0, 5)
+    assert int8_product(torch.ones(2, 8), codes[:0], scale[:0]).shape == (2, 0)
+    assert decode_attention(torch.ones(0, 3, 8), *torch.ones(2, 0, 3, 6, 8), torch.ones(0).long()).shape == (0, 3, 8)
+
+
+@pytest.mark.usefixtures("built")
 def test_large_scores_do_not_overflow() -> None:
     """exp(10,000) is infinite: the largest score is taken off."""
     q, k = torch.full((1, 1, 64), 50.0), torch.full((1, 1, 3, 64), 50.0)
@@ -126,6 +135,7 @@ def test_they_are_whole_operations_of_torch() -> None:
         (int8_product, 1, torch.ones(5, 8)),
         (int8_product, 1, torch.ones(8, 5, dtype=torch.int8).T),
         (int8_product, 2, torch.ones(5)),
+        (int8_product, 0, torch.ones(2, 0)),
         (int8_product, 2, torch.ones(4, dtype=torch.bfloat16)),
         (decode_attention, 0, torch.ones(2, 3, 9)),
         (decode_attention, 1, torch.ones(2, 3, 6, 8, dtype=torch.bfloat16)),
@@ -146,16 +156,7 @@ def test_other_shapes_and_dtypes_are_refused(kernel: Callable[..., Tensor], plac
         kernel(*inputs)
 
 
-@pytest.mark.usefixtures("built")
-def test_what_is_built_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its source, flags, compiler and torch; and nothing is left beside it."""
-    compiler = a_compiler(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo built > "$2"')
-    first = build(compiler, tmp_path / "cache")
-    assert first.read_text() == "built\n" and list((tmp_path / "cache").iterdir()) == [first]
-    first.write_text("the first")
-    assert build(compiler, tmp_path / "cache").read_text() == "the first"
-    monkeypatch.setattr(torch, "__version__", "another")
-    assert build(compiler, tmp_path / "cache") != first
+LINKS_JUNK = 'while [ "$1" != -o ]; do shift; done; echo junk > "$2"'
 
 
 def a_compiler(folder: Path, script: str) -> str:
@@ -165,14 +166,64 @@ def a_compiler(folder: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was loaded: the contents of files, which must not be "damaged"."""
+    contents: list[str] = []
+
+    def load_library(path: str) -> None:
+        if "damaged" in Path(path).read_text():
+            raise OSError("damaged")
+        contents.append(Path(path).read_text())
+
+    monkeypatch.setattr(torch.ops, "load_library", load_library)
+    return contents
+
+
+def test_what_is_built_is_found_again_and_what_is_damaged_is_built_again(tmp_path: Path, loaded: list[str]) -> None:
+    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
+    load(compiler, folder)
+    (library,) = folder.iterdir()  # and nothing is left beside it
+    library.write_text("the first")
+    load(compiler, folder)
+    library.write_text("damaged")
+    load(compiler, folder)
+    assert loaded == ["junk\n", "the first", "junk\n"] and list(folder.iterdir()) == [library]
+
+
+@pytest.mark.parametrize("change", ["source", "flags", "torch", "libc", "compiler"])
+def test_what_another_source_or_compiler_built_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], change: str
+) -> None:
+    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
+    load(compiler, folder)
+    if change == "source":
+        source = tmp_path / "kernels.cpp"
+        source.write_text("another")
+        monkeypatch.setattr(kernels, "SOURCE", source)
+    elif change == "flags":
+        monkeypatch.setattr(kernels, "_FLAGS", ("-O1",))
+    elif change == "torch":
+        monkeypatch.setattr(torch, "__version__", "another")
+    elif change == "libc":
+        monkeypatch.setattr(kernels.platform, "libc_ver", lambda: ("glibc", "another"))
+    else:
+        a_compiler(tmp_path, LINKS_JUNK + " # a newer one")
+    load(compiler, folder)
+    assert len(list(folder.iterdir())) == len(loaded) == 2
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
         (None, NO_COMPILER),
         ("echo 'no such option' >&2; exit 1", "a-compiler fails (no such option)"),
+        ("echo 'In file x:' >&2; echo 'x:1: error: y' >&2; exit 1", "a-compiler fails (x:1: error: y)"),
+        (r"printf '\377\n' >&2; exit 1", "a-compiler fails (\ufffd)"),
         ("exit 3", "a-compiler fails (3)"),
-        ("exit 0", "what a-compiler built cannot be loaded ("),
-        ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "what a-compiler built cannot be loaded ("),
+        ("sleep 60", "a-compiler does not end within 0.2 s"),
+        ("exit 0", "kernels of a-compiler cannot be built or loaded ([Errno 2] No such file or directory: "),
+        (LINKS_JUNK, "kernels of a-compiler cannot be built or loaded ({library}: file too short)"),
     ],
 )
 def test_a_compiler_that_is_missing_or_fails_is_said(
@@ -184,8 +235,18 @@ def test_a_compiler_that_is_missing_or_fails_is_said(
         monkeypatch.setenv("PATH", str(tmp_path))
     else:
         monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
+    if script == "sleep 60":
+        monkeypatch.setattr(kernels, "_SECONDS", 0.2)
     works, said = choose_kernels.__wrapped__()
-    assert not works and said.startswith(reason) and "\n" not in said
+    library = next(iter((tmp_path / "cache").rglob("*.so")), "")
+    assert not works and said.startswith(reason.format(library=library)) and "\n" not in said
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(kernels, "compiler_cache", lambda: tmp_path / "a file")
+    works, said = choose_kernels.__wrapped__()
+    assert not works and "cannot be built or loaded ([Errno 20] Not a directory" in said
 
 
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +258,18 @@ def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("name", ["int8_product", "decode_attention"])
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(kernels, "load", lambda *_: None)
     monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
     assert choose_kernels.__wrapped__()[0]
     right = getattr(kernels, name)
-    monkeypatch.setattr(kernels, name, lambda *inputs: right(*inputs) + 0.5)
+    monkeypatch.setattr(kernels, name, lambda *inputs: right(*inputs) * 1.01)
     works, reason = choose_kernels.__wrapped__()
     assert not works and reason.endswith("built gives wrong results")
+
+
+def test_an_operation_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load", lambda *_: None)
+    monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
+    monkeypatch.setattr(kernels, "int8_product", lambda *inputs: torch.ops.shard.no_such_product(*inputs))
+    works, reason = choose_kernels.__wrapped__()
+    assert not works and "cannot be built or loaded (" in reason and "no_such_product" in reason

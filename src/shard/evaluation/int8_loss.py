@@ -23,7 +23,7 @@ def measure_int8_loss(
 ) -> dict[str, Any] | None:
     """By source the bits per byte in fp32 and in int8 and the difference in percent; None where there is no int8.
 
-    Every product runs on the packed kernel, as in a decode step: what bf16 rounds there is in the difference too.
+    Every product runs on the kernel of a decode step: what it rounds besides the weights is in the difference too.
     """
     device = choose_device()
     try:

@@ -30,7 +30,8 @@ class Place(NamedTuple):
     slots: Tensor
     """[B * H]: for each row and head, in a buffer of which all slots stand in one line."""
     mask: Tensor | None
-    """[B, 1, 1, S], added to the logits of attention: 0, or minus infinity; None where all is seen."""
+    """[B, 1, 1, S], added to the logits of attention: 0, or minus infinity; None where all is seen, and for our
+    own kernel, which counts."""
     seen: Tensor
     """[B]: tokens of each row with the new one. A buffer that has fewer slots is full."""
 
@@ -38,7 +39,8 @@ class Place(NamedTuple):
 class Decoder:
     """A model made ready to decode. It shares its weights with the model, which stays usable.
 
-    `compile` makes a step one compiled function; on CUDA the eager step is captured as a graph instead.
+    `compile` makes a step one compiled function, for which the model must stay as it is: its layers are not looked at
+    again. On CUDA the eager step is captured as a graph instead.
     """
 
     def __init__(self, model: ShardLM, compile: bool = False, backend: str = "inductor") -> None:
@@ -224,7 +226,8 @@ class Batch:
         self.rows_B = torch.arange(len(lengths), device=device)
         self._lines_BH = torch.arange(len(lengths) * config.num_heads, device=device)
         if self.is_static:
-            max_length = _doubled(max_length)
+            # Memory that is never touched costs nothing, and with one size there is one compilation.
+            max_length = config.max_sequence_length if self.has_kernels else _doubled(max_length)
         self.layers = []
         for kind in config.layer_types:
             size = min(max_length, config.sliding_window) if kind == "L" else max_length
@@ -241,7 +244,7 @@ class Batch:
         than its layer's window, so that all of it is in sight.
         """
         places = {}
-        n_B1 = self.lengths_B[:, None]
+        n_B1, seen_B = self.lengths_B[:, None], self.lengths_B + 1
         for size in {buffer.size for buffer in self.layers}:
             mask_B11S = None
             if not self.has_kernels and (self.is_static or len(self.rows_B) > 1):
@@ -252,7 +255,7 @@ class Batch:
                 mask_B11S = mask_B11S[:, None, None]
             num_heads = len(self._lines_BH) // len(self.rows_B)
             slots_BH = self._lines_BH * size + (self.lengths_B % size).repeat_interleave(num_heads)
-            places[size] = Place(slots_BH, mask_B11S, self.lengths_B + 1)
+            places[size] = Place(slots_BH, mask_B11S, seen_B)
         return places
 
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -69,7 +70,7 @@ void dot(const int8_t* codes, const int16_t* x, int64_t size, float* sums) {
   for (int64_t start = 0; start < size; start += chunk) {
     const int64_t end = std::min(start + chunk, size);
     for (int64_t i = start; i < end; i += line)
-      __builtin_prefetch(codes + i + ahead);
+      __builtin_prefetch(codes + i + ahead);  // beyond the end of the matrix it does nothing
     int32_t parts[rows] = {};
     for (int64_t i = start; i < end; i++)
       for (int row = 0; row < rows; row++)
@@ -89,15 +90,15 @@ Tensor int8_product(const Tensor& x_BI, const Tensor& codes_OI, const Tensor& sc
                   "int8_product takes x [B, I], codes [O, I] and a scale [O]");
   const int64_t rows = x_BI.size(0), inputs = x_BI.size(1), outputs = codes_OI.size(0);
   Tensor y_BO = empty({rows, outputs});
-  const auto* x = static_cast<const float*>(x_BI.data_ptr());
-  const auto* codes = static_cast<const int8_t*>(codes_OI.data_ptr());
-  const auto* scale = static_cast<const uint16_t*>(scale_O.data_ptr());
+  const auto* x = static_cast<const float*>(x_BI.const_data_ptr());
+  const auto* codes = static_cast<const int8_t*>(codes_OI.const_data_ptr());
+  const auto* scale = static_cast<const uint16_t*>(scale_O.const_data_ptr());
   auto* y = static_cast<float*>(y_BO.data_ptr());
   std::vector<int16_t> x_codes(rows * inputs);
   std::vector<float> x_scale(rows);
   for (int64_t b = 0; b < rows; b++)
     x_scale[b] = quantize(x + b * inputs, inputs, x_codes.data() + b * inputs);
-  torch::stable::parallel_for(0, outputs, std::max<int64_t>(1, grain / inputs), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, outputs, grain / std::max<int64_t>(1, inputs) + 1, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(rows);
     for (int64_t o = begin; o < end; o++) {
       int64_t b = 0;
@@ -130,14 +131,14 @@ Tensor decode_attention(const Tensor& q_BHK, const Tensor& k_BHSK, const Tensor&
                   "decode_attention takes q [B, H, K], k and v [B, H, S, K], and seen [B]");
   const int64_t rows = q_BHK.size(0), heads = q_BHK.size(1), head_size = q_BHK.size(2), slots = k_BHSK.size(2);
   Tensor y_BHK = empty({rows, heads, head_size});
-  const auto* q = static_cast<const float*>(q_BHK.data_ptr());
-  const auto* k = static_cast<const float*>(k_BHSK.data_ptr());
-  const auto* v = static_cast<const float*>(v_BHSK.data_ptr());
-  const auto* seen = static_cast<const int64_t*>(seen_B.data_ptr());
+  const auto* q = static_cast<const float*>(q_BHK.const_data_ptr());
+  const auto* k = static_cast<const float*>(k_BHSK.const_data_ptr());
+  const auto* v = static_cast<const float*>(v_BHSK.const_data_ptr());
+  const auto* seen = static_cast<const int64_t*>(seen_B.const_data_ptr());
   auto* y = static_cast<float*>(y_BHK.data_ptr());
   const float factor = 1 / std::sqrt(static_cast<float>(head_size));
   torch::stable::parallel_for(0, rows * heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> weights(slots);
+    const auto weights = std::make_unique_for_overwrite<float[]>(slots);
     for (int64_t head = begin; head < end; head++) {
       const int64_t size = std::min(seen[head / heads], slots);
       const float* keys = k + head * slots * head_size;

@@ -4,6 +4,7 @@ once for its own processor, some seconds long. What is built stays in the user's
 Every caller has torch's kernel to go back to, where there is no compiler.
 """
 
+import contextlib
 import hashlib
 import platform
 import subprocess
@@ -22,6 +23,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 # library of the process, is left out.
 _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
 _PROCESSOR = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+_SECONDS = 120
 # The oldest torch whose stable interface has what kernels.cpp needs: 2.10.
 _FLAGS = ("-std=c++20", "-O3", _PROCESSOR, *_MATH, "-shared", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 
@@ -36,37 +38,62 @@ def choose_kernels() -> tuple[bool, str]:
         return False, "the user's cache folder cannot be written"
     name = Path(compiler).name
     try:
-        torch.ops.load_library(str(build(compiler, folder / "kernels")))
+        load(compiler, folder / "kernels")
+        works = _give_right_results()
     except subprocess.CalledProcessError as error:
-        return False, f"{name} fails ({(error.stderr.strip().splitlines() or [error.returncode])[0]})"
-    except OSError as error:
-        return False, f"what {name} built cannot be loaded ({str(error).splitlines()[0]})"
-    torch.library.register_fake("shard::int8_product", lambda x, codes, scale: x.new_empty(len(x), len(codes)))
-    torch.library.register_fake("shard::decode_attention", lambda q, k, v, seen: torch.empty_like(q))
-    codes, ones = torch.full((3, 40), 127, dtype=torch.int8), torch.ones(3, dtype=torch.bfloat16)
-    product = int8_product(torch.ones(2, 40), codes, ones)
-    slots = torch.arange(120.0).view(1, 1, 3, 40)
-    mean = decode_attention(torch.zeros(1, 1, 40), slots, slots, torch.tensor([2]))
-    if not (torch.allclose(product, torch.tensor(5080.0)) and torch.allclose(mean, torch.arange(20.0, 60.0))):
-        return False, f"what {name} built gives wrong results"
-    return True, f"built by {name} for this processor"
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
+        return False, f"{name} fails ({lines[0].strip() if lines else error.returncode})"
+    except subprocess.TimeoutExpired:
+        return False, f"{name} does not end within {_SECONDS} s"
+    except (OSError, RuntimeError, AttributeError) as error:
+        cause = error.__cause__ or error
+        return False, f"kernels of {name} cannot be built or loaded ({(str(cause).splitlines() or [repr(cause)])[0]})"
+    return works, f"built by {name} for this processor" if works else f"what {name} built gives wrong results"
 
 
-def build(compiler: str, folder: Path) -> Path:
-    """The library in the folder: found there, or made. OSError or CalledProcessError where that fails."""
-    torch_folder = Path(torch.__file__).parent
-    made_of = "\n".join((SOURCE.read_text(), *_FLAGS, torch.__version__, compiler))
-    library = folder / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+def load(compiler: str, folder: Path) -> None:
+    """Load the library of the folder, made anew where none there can be loaded. OSError or SubprocessError."""
+    made_by = Path(compiler).resolve()
+    stat = made_by.stat()
+    parts = (
+        SOURCE.read_text(),
+        *_FLAGS,
+        torch.__version__,
+        *platform.libc_ver(),
+        made_by,
+        stat.st_size,
+        stat.st_mtime_ns,
+    )
+    library = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if library.is_file():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as new:
+        with contextlib.suppress(OSError):  # a power cut leaves half a file, another system one of other libraries
+            torch.ops.load_library(str(library))
+            return
+    build(compiler, library)
+    torch.ops.load_library(str(library))
+
+
+def build(compiler: str, library: Path) -> None:
+    """Make the library. OSError or SubprocessError where that fails."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    torch_folder = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=library.parent) as new:
         made = Path(new) / library.name
         command = [compiler, *_FLAGS, f"-I{torch_folder / 'include'}", str(SOURCE), "-o", str(made)]
         command += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS)
         made.replace(library)  # whole at once: another start may be looking for it
-    return library
+
+
+def _give_right_results() -> bool:
+    """A trial of both, on numbers whose results are known."""
+    torch.library.register_fake("shard::int8_product", lambda x, codes, scale: x.new_empty(x.size(0), codes.size(0)))
+    torch.library.register_fake("shard::decode_attention", lambda q, k, v, seen: torch.empty_like(q))
+    codes, scale = torch.full((3, 600), 127, dtype=torch.int8), torch.ones(3, dtype=torch.bfloat16)
+    product = int8_product(torch.ones(5, 600), codes, scale)
+    slots = torch.arange(120.0).view(1, 1, 3, 40)
+    mean = decode_attention(torch.zeros(1, 1, 40), slots, slots, torch.tensor([2]))
+    return torch.allclose(product, torch.tensor(76200.0)) and torch.allclose(mean, torch.arange(20.0, 60.0))
 
 
 def int8_product(x_BI: Tensor, codes_OI: Tensor, scale_O: Tensor) -> Tensor:

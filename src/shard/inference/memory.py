@@ -9,8 +9,8 @@ import torch
 def peak_tensor_bytes(action: Callable[[], object], device: torch.device) -> int:
     """The most bytes that torch held at once during `action`, above what it held before.
 
-    On the CPU from the profiler's record of every allocation, those inside kernels included: resident memory would
-    show what the allocator keeps from earlier work, and miss what fits into it.
+    On the CPU from the profiler's record of every allocation, those inside torch's kernels included: resident memory
+    would show what the allocator keeps from earlier work, and miss what fits into it.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

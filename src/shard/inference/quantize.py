@@ -43,7 +43,9 @@ def packed_matmul(x: Tensor, codes_OI: Tensor, scale_O: Tensor) -> Tensor:
 
 
 def own_matmul(x: Tensor, codes_OI: Tensor, scale_O: Tensor) -> Tensor:
-    """x W^T in the dtype of x by our own kernel: x is rounded to 15 bits of a row's largest, sums are exact."""
+    """x W^T in the dtype of x by our own kernel: x is rounded to 15 bits of a row's largest, sums of 512
+    products are exact, and added up in fp32.
+    """
     y = int8_product(x.flatten(0, -2), codes_OI, scale_O)
     return y.to(x.dtype).unflatten(0, x.shape[:-1])
 

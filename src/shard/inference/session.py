@@ -17,7 +17,7 @@ from shard.inference.sampling import generate_ids
 from shard.inference.text import TextStream, stream_text
 
 BATCH_ROWS = 8
-"""Prompts of a file that are continued side by side: as many as int8's packed kernel is made for."""
+"""Prompts of a file that are continued side by side: as many as torch's int8 kernel is made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Session:
         """Load the model. Raises UsageError for an unknown dtype, an empty stop string, or int8 on a GPU.
 
         Compiling is asked for, never chosen: for the 54.5M model in int8 it cost 32 s the first time and 4 s later,
-        and saved 2 ms a token, so that it pays from about 2,000 tokens on.
+        and saved 2 ms a token, so that it pays after some thousand tokens.
         """
         if "" in sampling.stops:
             raise UsageError("--stop is empty: give the text to stop before")
