@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shard.environment import NO_COMPILER, compiler_cache, cpp_compiler
+from shard.files import copy_file
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 
@@ -66,7 +67,7 @@ def load(compiler: str, folder: Path) -> None:
     )
     library = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if library.is_file():
-        with contextlib.suppress(OSError):  # a power cut leaves half a file, another system one of other libraries
+        with contextlib.suppress(OSError):  # damaged, or of a system with other libraries
             torch.ops.load_library(str(library))
             return
     build(compiler, library)
@@ -75,14 +76,13 @@ def load(compiler: str, folder: Path) -> None:
 
 def build(compiler: str, library: Path) -> None:
     """Make the library. OSError or SubprocessError where that fails."""
-    library.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
-    with tempfile.TemporaryDirectory(dir=library.parent) as new:
+    with tempfile.TemporaryDirectory() as new:
         made = Path(new) / library.name
         command = [compiler, *_FLAGS, f"-I{torch_folder / 'include'}", str(SOURCE), "-o", str(made)]
         command += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
         subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS)
-        made.replace(library)  # whole at once: another start may be looking for it
+        copy_file(made, library)  # flushed, and whole at once: another start may be looking for it
 
 
 def _give_right_results() -> bool:
