@@ -73,7 +73,7 @@ def _train(
     from shard.inference.sampling import complete_prompts
     from shard.tokenizer import load_tokenizer
     from shard.training import distributed
-    from shard.training.decisions import decide, save_decisions
+    from shard.training.decisions import decide, save_decisions, without_what_is_lost
     from shard.training.sinks import Origin, Sinks
     from shard.training.stage import Stage
     from shard.training.trainer import Trainer
@@ -103,6 +103,10 @@ def _train(
         for source in r.sources
     }
     decisions = decide(name, settings, device, run.decisions_path, r.config)
+    decisions, lost = without_what_is_lost(name, decisions, settings, device)
+    for line in lost:
+        reporter.warn(line)
+        save_decisions(name, device, run.decisions_path, decisions)
     if ranks.size > 1:
         reporter.line(f"{name}: {ranks.size} ranks, {torch.get_num_threads()} threads each")
         ranks.broadcast(

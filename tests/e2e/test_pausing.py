@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shard.environment import NO_COMPILER
 from shard.training.progress import Progress
 
 Shard = Callable[..., Any]
@@ -72,3 +73,25 @@ def test_a_run_that_was_moved_goes_on_in_its_new_place(
     assert shard("run", moved).code == 0
     same_training(moved, finished_run)
     assert shard("verify", moved).code == 0
+
+
+def test_a_run_goes_on_without_the_compiler_that_it_began_with(
+    shard: Shard, tokenized_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled and with our own attention at first, then carried to a machine that can do neither."""
+    run = tmp_path / "run"
+    shutil.copytree(tokenized_run, run)
+    assert shard("pretrain", run, "--until", "2").code == 0
+    path = run / "decisions.json"
+    decided = json.loads(path.read_text())
+    decided["pretrain on cpu"] |= {"compile": True, "cpu_attention": True}
+    path.write_text(json.dumps(decided))
+    monkeypatch.setattr("shard.training.decisions.cpp_compiler", lambda: None)
+    monkeypatch.setattr("shard.training.cpu_attention.load_cpu_attention", lambda: (False, NO_COMPILER))
+    outcome = shard("pretrain", run)
+    assert outcome.code == 0
+    for instead in ("without torch.compile", "with torch's attention"):
+        assert f"! pretrain: {NO_COMPILER}: goes on {instead}, slower and rounding otherwise" in outcome.err
+    changed = json.loads(path.read_text())["pretrain on cpu"]
+    assert not changed["compile"] and not changed["cpu_attention"]
+    assert "goes on" not in shard("verify", run).err

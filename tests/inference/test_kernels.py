@@ -1,18 +1,15 @@
-"""Our own kernels against plain sums, at their limits, and what happens where they cannot be built."""
+"""The decode step's kernels against plain sums, at their limits, and where they do not work."""
 
 import math
-import stat
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shard.environment import NO_COMPILER
 from shard.inference import kernels
-from shard.inference.kernels import choose_kernels, decode_attention, int8_product, load
+from shard.inference.kernels import choose_kernels, decode_attention, int8_product
 from shard.inference.quantize import quantize_rows
 
 
@@ -156,120 +153,25 @@ def test_other_shapes_and_dtypes_are_refused(kernel: Callable[..., Tensor], plac
         kernel(*inputs)
 
 
-LINKS_JUNK = 'while [ "$1" != -o ]; do shift; done; echo junk > "$2"'
-
-
-def a_compiler(folder: Path, script: str) -> str:
-    path = folder / "a-compiler"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was loaded: the contents of files, which must not be "damaged"."""
-    contents: list[str] = []
-
-    def load_library(path: str) -> None:
-        if "damaged" in Path(path).read_text():
-            raise OSError("damaged")
-        contents.append(Path(path).read_text())
-
-    monkeypatch.setattr(torch.ops, "load_library", load_library)
-    return contents
-
-
-def test_what_is_built_is_found_again_and_what_is_damaged_is_built_again(tmp_path: Path, loaded: list[str]) -> None:
-    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
-    load(compiler, folder)
-    (library,) = folder.iterdir()  # and nothing is left beside it
-    library.write_text("the first")
-    load(compiler, folder)
-    library.write_text("damaged")
-    load(compiler, folder)
-    assert loaded == ["junk\n", "the first", "junk\n"] and list(folder.iterdir()) == [library]
-
-
-@pytest.mark.parametrize("change", ["source", "flags", "torch", "libc", "compiler"])
-def test_what_another_source_or_compiler_built_is_not_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], change: str
-) -> None:
-    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
-    load(compiler, folder)
-    if change == "source":
-        source = tmp_path / "kernels.cpp"
-        source.write_text("another")
-        monkeypatch.setattr(kernels, "SOURCE", source)
-    elif change == "flags":
-        monkeypatch.setattr(kernels, "_FLAGS", ("-O1",))
-    elif change == "torch":
-        monkeypatch.setattr(torch, "__version__", "another")
-    elif change == "libc":
-        monkeypatch.setattr(kernels.platform, "libc_ver", lambda: ("glibc", "another"))
-    else:
-        a_compiler(tmp_path, LINKS_JUNK + " # a newer one")
-    load(compiler, folder)
-    assert len(list(folder.iterdir())) == len(loaded) == 2
-
-
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        (None, NO_COMPILER),
-        ("echo 'no such option' >&2; exit 1", "a-compiler fails (no such option)"),
-        ("echo 'In file x:' >&2; echo 'x:1: error: y' >&2; exit 1", "a-compiler fails (x:1: error: y)"),
-        (r"printf '\377\n' >&2; exit 1", "a-compiler fails (\ufffd)"),
-        ("exit 3", "a-compiler fails (3)"),
-        ("sleep 60", "a-compiler does not end within 0.2 s"),
-        ("exit 0", "kernels of a-compiler cannot be built or loaded ([Errno 2] No such file or directory: "),
-        (LINKS_JUNK, "kernels of a-compiler cannot be built or loaded ({library}: file too short)"),
-    ],
-)
-def test_a_compiler_that_is_missing_or_fails_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if script is None:
-        monkeypatch.delenv("CXX", raising=False)
-        monkeypatch.setenv("PATH", str(tmp_path))
-    else:
-        monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
-    if script == "sleep 60":
-        monkeypatch.setattr(kernels, "_SECONDS", 0.2)
-    works, said = choose_kernels.__wrapped__()
-    library = next(iter((tmp_path / "cache").rglob("*.so")), "")
-    assert not works and said.startswith(reason.format(library=library)) and "\n" not in said
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a file").touch()
-    monkeypatch.setattr(kernels, "compiler_cache", lambda: tmp_path / "a file")
-    works, said = choose_kernels.__wrapped__()
-    assert not works and "cannot be built or loaded ([Errno 20] Not a directory" in said
-
-
-def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "compiler_cache", lambda: None)
-    monkeypatch.setattr(kernels, "cpp_compiler", lambda: "/bin/true")
-    assert choose_kernels.__wrapped__() == (False, "the user's cache folder cannot be written")
-
-
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("name", ["int8_product", "decode_attention"])
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(kernels, "load", lambda *_: None)
     monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
     assert choose_kernels.__wrapped__()[0]
     right = getattr(kernels, name)
     monkeypatch.setattr(kernels, name, lambda *inputs: right(*inputs) * 1.01)
     works, reason = choose_kernels.__wrapped__()
-    assert not works and reason.endswith("built gives wrong results")
+    assert not works and reason.endswith("for this processor give wrong results")
 
 
 def test_an_operation_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "load", lambda *_: None)
+    monkeypatch.setattr(kernels, "load_kernels", lambda: (True, "built by c++"))
     monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
     monkeypatch.setattr(kernels, "int8_product", lambda *inputs: torch.ops.shard.no_such_product(*inputs))
     works, reason = choose_kernels.__wrapped__()
-    assert not works and "cannot be built or loaded (" in reason and "no_such_product" in reason
+    assert not works and reason.startswith("kernels built by c++ cannot be run (") and "no_such_product" in reason
+
+
+def test_without_the_library_its_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load_kernels", lambda: (False, "no compiler"))
+    assert choose_kernels.__wrapped__() == (False, "no compiler")

@@ -21,8 +21,8 @@ from shard.model import ShardLM  # noqa: E402
 from shard.training.step import TrainingStep  # noqa: E402
 
 
-def main(folder: Path) -> None:
-    """Local attention has a backward pass of its own here."""
+def main(folder: Path, attention: str) -> None:
+    """Attention has a backward pass of its own in both kinds: in bands, and by our own kernel."""
     if not (folder / "data").exists():
         (folder / "data").mkdir()
         write_data(folder / "data")
@@ -30,7 +30,8 @@ def main(folder: Path) -> None:
     stage = make_stage(
         folder / "data", folder / "run", compiled=True, sequence_length=512, tokens_per_step=512, micro_batch=1
     )
-    stage = replace(stage, config=config, decisions=replace(stage.decisions, flash_window=True))
+    chosen = {"cpu_attention": False, attention: True}
+    stage = replace(stage, config=config, decisions=replace(stage.decisions, **chosen))
     make_deterministic(3)
     step = TrainingStep(stage, ShardLM(config), print)
     step.accumulate_gradients(stage.loader.fetch(0))
@@ -43,4 +44,4 @@ def main(folder: Path) -> None:
     print(json.dumps({"found": found, "gradients": digest.hexdigest(), "threads": torch.get_num_threads()}))
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), sys.argv[2])

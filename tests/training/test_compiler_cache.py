@@ -14,23 +14,28 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from shard.training.cpu_attention import load_cpu_attention
+
 SCRIPT = Path(__file__).with_name("compiled_start.py")
 
 
-def start(folder: Path) -> dict[str, Any]:
+def start(folder: Path, attention: str) -> dict[str, Any]:
     """One start in a process of its own."""
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_CACHE_DIR", None)
-    command = [sys.executable, str(SCRIPT), str(folder)]
+    command = [sys.executable, str(SCRIPT), str(folder), attention]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["flash_window", "cpu_attention"])
+def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path, attention: str) -> None:
     """Both caches: that of the code, and that of the graphs, which saves tracing the backward pass."""
-    cold, warm = start(tmp_path), start(tmp_path)
+    if attention == "cpu_attention" and not load_cpu_attention()[0]:
+        pytest.skip(load_cpu_attention()[1])
+    cold, warm = start(tmp_path, attention), start(tmp_path, attention)
     assert cold["found"]["fxgraph_cache_miss"] > 0
     assert "fxgraph_cache_hit" not in cold["found"]
     assert warm["found"]["fxgraph_cache_hit"] == cold["found"]["fxgraph_cache_miss"]

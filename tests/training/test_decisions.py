@@ -1,12 +1,16 @@
 """What "auto" means, written down once, and what a smaller memory changes of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from shard.environment import NO_COMPILER
 from shard.errors import ShardError
-from shard.training.decisions import Decisions, decide, halve_micro_batch, save_decisions
+from shard.training import cpu_attention as cpu_attention_module
+from shard.training import decisions as decisions_module
+from shard.training.decisions import Decisions, decide, halve_micro_batch, save_decisions, without_what_is_lost
 from shard.training.settings import StageSettings
 
 CPU = torch.device("cpu")
@@ -79,3 +83,19 @@ def test_damaged_decisions_are_named(tmp_path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ShardError, match=r"decisions\.json is damaged.*made anew"):
         decide("pretrain", settings(), CPU, path)
+
+
+def test_what_needs_a_compiler_is_given_up_where_there_is_none(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run goes on where it was carried to; only what the recipe asks for by name is an error."""
+    decided = replace(decide("pretrain", settings(), CPU, tmp_path / "a.json"), compile=True, cpu_attention=True)
+    monkeypatch.setattr(decisions_module, "cpp_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(cpu_attention_module, "load_cpu_attention", lambda: (True, "built"))
+    assert without_what_is_lost("pretrain", decided, settings(), CPU) == (decided, [])
+    monkeypatch.setattr(decisions_module, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(cpu_attention_module, "load_cpu_attention", lambda: (False, NO_COMPILER))
+    fewer, lost = without_what_is_lost("pretrain", decided, settings(), CPU)
+    assert not fewer.compile and not fewer.cpu_attention and len(lost) == 2
+    assert fewer.reasons["compile"] == fewer.reasons["cpu_attention"] == NO_COMPILER
+    assert without_what_is_lost("pretrain", fewer, settings(), CPU) == (fewer, [])
+    with pytest.raises(ShardError, match=r'pretrain.compile is "on", but no C\+\+ compiler was found'):
+        without_what_is_lost("pretrain", decided, settings(compile="on"), CPU)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shard.config import Config
-from shard.environment import choose_compile, choose_precision, free_memory
+from shard.environment import NO_COMPILER, choose_compile, choose_precision, cpp_compiler, free_memory
 from shard.errors import ShardError
 from shard.files import read_json, write_json
 from shard.training.memory import predict_memory
@@ -41,6 +41,8 @@ class Decisions:
     """Local layers in narrow bands, on a CPU. What older versions wrote lacks it: such runs go on as begun."""
     varlen_attention: bool = False
     """Local layers by FlashAttention's window, on CUDA where FlexAttention cannot be used."""
+    cpu_attention: bool = False
+    """All layers by our own kernel, on a CPU. The bands stay decided for a start that finds it gone."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,6 +99,29 @@ def halve_micro_batch(decisions: Decisions, rows: int) -> Decisions | None:
     micro_batch = fit_micro_batch(decisions.micro_batch // 2, rows)
     reason = f"{decisions.micro_batch} sequences did not fit into memory"
     return replace(decisions, micro_batch=micro_batch, reasons={**decisions.reasons, "micro_batch": reason})
+
+
+def without_what_is_lost(
+    stage: str, decisions: Decisions, settings: StageSettings, device: torch.device
+) -> tuple[Decisions, list[str]]:
+    """What was decided, less what needs a compiler that this machine does not have (any more), and a line for each.
+    Raises ShardError where the recipe asks for it.
+    """
+    lost = []
+    if decisions.compile and device.type == "cpu" and cpp_compiler() is None:
+        if settings.compile == "on":
+            raise ShardError(f'{stage}.compile is "on", but {NO_COMPILER}')
+        decisions = replace(decisions, compile=False, reasons={**decisions.reasons, "compile": NO_COMPILER})
+        lost.append(f"{stage}: {NO_COMPILER}: goes on without torch.compile, slower and rounding otherwise")
+    if decisions.cpu_attention:
+        from shard.training.cpu_attention import load_cpu_attention
+
+        works, reason = load_cpu_attention()
+        if not works:
+            reasons = {**decisions.reasons, "cpu_attention": reason}
+            decisions = replace(decisions, cpu_attention=False, reasons=reasons)
+            lost.append(f"{stage}: {reason}: goes on with torch's attention, slower and rounding otherwise")
+    return decisions, lost
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -163,10 +188,21 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
 
         varlen_works, reasons["varlen_attention"] = varlen_attention_works(device, DTYPES[precision])
     flash_works = False
+    cpu_attention_is_used = False
     if device.type == "cpu":
+        from shard.training.cpu_attention import cpu_attention_works
         from shard.training.window import flash_window_works
 
         flash_works, reasons["flash_window"] = flash_window_works(DTYPES[precision])
+        cpu_attention_is_used, reasons["cpu_attention"] = cpu_attention_works(DTYPES[precision])
     return Decisions(
-        precision, newton_schulz, compile_works, micro_batch, flex_works, reasons, flash_works, varlen_works
+        precision,
+        newton_schulz,
+        compile_works,
+        micro_batch,
+        flex_works,
+        reasons,
+        flash_works,
+        varlen_works,
+        cpu_attention_is_used,
     )

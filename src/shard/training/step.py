@@ -86,6 +86,15 @@ class TrainingStep:
 
             window = self.stage.config.sliding_window
             attend = make_flex_attention(self.stage.settings.sequence_length, window, self.stage.device)
+        elif self.decisions.cpu_attention:
+            from shard.training.cpu_attention import cpu_attention, load_cpu_attention
+
+            works, reason = load_cpu_attention()
+            if not works:
+                raise ShardError(
+                    f"{self.stage.name}: the attention that was decided on cannot be loaded here ({reason})"
+                )
+            attend = cpu_attention
         elif self.decisions.flash_window:
             from shard.training.window import flash_window_attention as attend
         if self.decisions.compile and self.stage.config.mixture is not None:

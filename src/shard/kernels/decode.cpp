@@ -1,38 +1,16 @@
 // The two loops of a decode step on a CPU that decide how long it takes, for the compiler to make fast on the processor
-// at hand. kernels.py builds this file; quantize.py and decoder.py hold the plain twins.
+// at hand. inference/quantize.py and inference/decoder.py hold the plain twins.
 // Shape suffixes: B rows, I inputs, O outputs, H heads, S slots, K head size.
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 #include <memory>
-#include <vector>
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
-
-// fp32 on the CPU, not filled, without torch's dispatcher, in which a tenth of the smallest product's time would go.
-Tensor empty(std::initializer_list<int64_t> sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i > 0; i--)
-    strides[i - 1] = strides[i] * sizes.begin()[i];
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      sizes.size(), sizes.begin(), strides.data(), aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
-}
-
-bool is_plain(const Tensor& tensor, ScalarType dtype) {
-  return tensor.is_cpu() && tensor.is_contiguous() && tensor.scalar_type() == dtype;
-}
 
 // Products of 512 codes and 15-bit inputs fit an int32: 512 * 127 * 32767 < 2^31.
 constexpr int64_t chunk = 512;
