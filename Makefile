@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: quickstart test check install install-dev clean \
 	test-browser test-crash test-crash-full test-eval test-moe-full test-serve test-teacher teacher-package \
 	bench-overhead bench-determinism bench-data bench-loader bench-distillation bench-moe bench-ddp \
-	bench-train bench-window bench-muon bench-loss bench-memory bench-startup bench-decode bench-scaling
+	bench-train bench-attention bench-window bench-muon bench-loss bench-memory bench-startup bench-decode bench-scaling
 
 quickstart: install
 	$(BIN)/shard run quickstart
@@ -90,6 +90,9 @@ bench-ddp: install
 # Speed of training and its memory (docs/performance.md). ARGS="--pairs 3" passes options on.
 bench-train: install-dev
 	$(BIN)/python benchmarks/train.py $(ARGS)
+
+bench-attention: install
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 bench-window: install
 	$(BIN)/python benchmarks/window.py $(ARGS)

@@ -165,7 +165,7 @@ def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -
 
 
 def test_an_operation_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "load_kernels", lambda: (True, "built by c++"))
+    monkeypatch.setattr(kernels, "load_kernels", lambda source: (True, "built by c++"))
     monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
     monkeypatch.setattr(kernels, "int8_product", lambda *inputs: torch.ops.shard.no_such_product(*inputs))
     works, reason = choose_kernels.__wrapped__()
@@ -173,5 +173,5 @@ def test_an_operation_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_the_library_its_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "load_kernels", lambda: (False, "no compiler"))
+    monkeypatch.setattr(kernels, "load_kernels", lambda source: (False, "no compiler"))
     assert choose_kernels.__wrapped__() == (False, "no compiler")

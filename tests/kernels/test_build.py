@@ -35,13 +35,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_what_is_built_is_found_again_and_what_is_damaged_is_built_again(tmp_path: Path, loaded: list[str]) -> None:
-    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
-    load(compiler, folder)
+    compiler, source, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "kernel.cpp", tmp_path / "cache"
+    source.touch()
+    load(compiler, source, folder)
     (library,) = folder.iterdir()  # and nothing is left beside it
     library.write_text("the first")
-    load(compiler, folder)
+    load(compiler, source, folder)
     library.write_text("damaged")
-    load(compiler, folder)
+    load(compiler, source, folder)
     assert loaded == ["junk\n", "the first", "junk\n"] and list(folder.iterdir()) == [library]
 
 
@@ -49,17 +50,15 @@ def test_what_is_built_is_found_again_and_what_is_damaged_is_built_again(tmp_pat
 def test_what_another_source_or_compiler_built_is_not_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[str], change: str
 ) -> None:
-    compiler, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "cache"
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    for name in ("kernel.cpp", "header.h"):
-        (sources / name).write_text("as it was")
-    monkeypatch.setattr(build_module, "FOLDER", sources)
-    load(compiler, folder)
+    compiler, source, folder = a_compiler(tmp_path, LINKS_JUNK), tmp_path / "kernel.cpp", tmp_path / "cache"
+    header = source.with_name("header.h")
+    for path in (source, header):
+        path.write_text("as it was")
+    load(compiler, source, folder)
     if change == "source":
-        (sources / "kernel.cpp").write_text("another")
+        source.write_text("another")
     elif change == "header":
-        (sources / "header.h").write_text("another")
+        header.write_text("another")
     elif change == "flags":
         monkeypatch.setattr(build_module, "_FLAGS", ("-O1",))
     elif change == "torch":
@@ -68,7 +67,7 @@ def test_what_another_source_or_compiler_built_is_not_found(
         monkeypatch.setattr(build_module.platform, "libc_ver", lambda: ("glibc", "another"))
     else:
         a_compiler(tmp_path, LINKS_JUNK + " # a newer one")
-    load(compiler, folder)
+    load(compiler, source, folder)
     assert len(list(folder.iterdir())) == len(loaded) == 2
 
 
@@ -96,7 +95,7 @@ def test_a_compiler_that_is_missing_or_fails_is_said(
         monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
     if script == "sleep 60":
         monkeypatch.setattr(build_module, "_SECONDS", 0.2)
-    works, said = load_kernels.__wrapped__()
+    works, said = load_kernels.__wrapped__("decode.cpp")
     library = next(iter((tmp_path / "cache").rglob("*.so")), "")
     assert not works and said.startswith(reason.format(library=library)) and "\n" not in said
 
@@ -105,11 +104,11 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a file").touch()
     monkeypatch.setenv("CXX", a_compiler(tmp_path, LINKS_JUNK))
     monkeypatch.setattr(build_module, "compiler_cache", lambda: tmp_path / "a file")
-    works, said = load_kernels.__wrapped__()
+    works, said = load_kernels.__wrapped__("decode.cpp")
     assert not works and "cannot be built or loaded ([Errno 20] Not a directory" in said
 
 
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "compiler_cache", lambda: None)
     monkeypatch.setattr(build_module, "cpp_compiler", lambda: "/bin/true")
-    assert load_kernels.__wrapped__() == (False, "the user's cache folder cannot be written")
+    assert load_kernels.__wrapped__("decode.cpp") == (False, "the user's cache folder cannot be written")

@@ -1,6 +1,8 @@
 """Our own attention is attention over a window, forward and backward, at every size and with any number of threads."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -125,13 +127,14 @@ def test_a_number_that_is_none_reaches_the_rows_that_see_it_and_their_gradients(
 def test_the_same_bits_with_any_number_of_threads_and_beside_other_rows() -> None:
     inputs = draw(3, 2, 333, 32)
     together = results(cpu_attention, inputs, 120)
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         for _ in range(3):
             for got, expected in zip(results(cpu_attention, inputs, 120), together, strict=True):
                 assert torch.equal(got, expected)
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(num_threads)
     alone = tuple(x[1:2].detach().requires_grad_() for x in inputs)
     assert torch.equal(cpu_attention(*alone, 120), together[0][1:2])
 
@@ -191,31 +194,76 @@ def test_heads_of_other_sizes_are_refused_by_the_kernel() -> None:
         torch.ops.shard.attention(*(torch.ones(1, 20, 2, 24) for _ in range(3)), 5)
 
 
-def test_the_probe_agrees_and_notices_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    works, reason = cpu_attention_works(torch.float32)
+def test_lowest_scores_and_windows_of_any_length() -> None:
+    q, k, v = (torch.full((1, 1, 1, 16), value) for value in (1e16, -1e16, 3.0))
+    assert torch.equal(cpu_attention(q, k, v, 2**63 - 1), v)
+
+
+def test_it_refuses_to_be_differentiated_twice() -> None:
+    q, k, v = draw(1, 1, 20, 16)
+    (d_q,) = torch.autograd.grad(cpu_attention(q, k, v, 5).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        d_q.sum().backward()
+
+
+OUT_OF_MEMORY = """
+import resource, torch
+from shard.training.cpu_attention import load_cpu_attention
+from shard.training.decisions import is_out_of_memory
+assert load_cpu_attention()[0]
+q = torch.zeros(1, 200_000, 1, 64)  # 51 MB
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+try:
+    torch.ops.shard.attention(q, q, q, 1)
+except RuntimeError as error:
+    print(is_out_of_memory(error), error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process within so much memory")
+@pytest.mark.parametrize(("room", "lacking"), [(20_000_000, "the result of a kernel"), (80_000_000, "attention")])
+def test_too_little_memory_is_said_so_that_training_takes_less(room: int, lacking: str) -> None:
+    """For the result, and for what is needed on the way to it."""
+    program = OUT_OF_MEMORY.replace("ROOM", str(room))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("True ") and f"not enough memory for {lacking}\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["window", "NaN"])
+def test_the_probe_agrees_and_notices_another_result(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    works, reason = load_cpu_attention.__wrapped__()
     assert works and "differs from the masked one by" in reason
-    monkeypatch.setattr(module, "cpu_attention", lambda q, k, v, window: cpu_attention(q, k, v, window - 1))
-    assert not cpu_attention_works(torch.float32)[0]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        if wrong == "window":
+            return cpu_attention(q, k, v, window - 1)
+        k.register_hook(lambda grad: grad * math.nan)
+        return cpu_attention(q, k, v, window)
+
+    monkeypatch.setattr(module, "cpu_attention", attend)
+    assert not load_cpu_attention.__wrapped__()[0]
 
 
 def test_it_is_not_used_where_it_was_not_measured_or_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert cpu_attention_works(torch.float32) == (
+    assert cpu_attention_works(torch.float32, 64) == (
         False,
         "our own attention is for AVX2, and this processor has AVX512",
     )
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert cpu_attention_works(torch.bfloat16) == (False, "our own attention is for fp32")
-    monkeypatch.setattr(module, "load_cpu_attention", lambda: (False, "no compiler"))
-    assert cpu_attention_works(torch.float32) == (False, "no compiler")
-    monkeypatch.setattr(module, "load_cpu_attention", lambda: (True, ""))
+    assert cpu_attention_works(torch.float32, 64) == load_cpu_attention()
+    assert cpu_attention_works(torch.bfloat16, 64) == (False, "our own attention is for fp32")
+    assert cpu_attention_works(torch.float32, 24) == (
+        False,
+        "our own attention is for heads of a multiple of 16 numbers",
+    )
+    monkeypatch.setattr(module, "load_kernels", lambda source: (False, "no compiler"))
+    assert load_cpu_attention.__wrapped__() == (False, "no compiler")
+    monkeypatch.setattr(module, "load_kernels", lambda source: (True, ""))
 
     def fails(*inputs: Tensor | int) -> Tensor:
         raise AttributeError("no object 'attention'")
 
     monkeypatch.setattr(module, "cpu_attention", fails)
-    assert cpu_attention_works(torch.float32) == (
-        False,
-        "our own attention cannot be run (no object 'attention')",
-    )
+    assert load_cpu_attention.__wrapped__() == (False, "our own attention cannot be run (no object 'attention')")

@@ -11,7 +11,7 @@ from shard.kernels.build import load_kernels
 @cache
 def choose_kernels() -> tuple[bool, str]:
     """(whether the kernels work here, the reason), found out by building them, or finding them built, and a trial."""
-    works, reason = load_kernels()
+    works, reason = load_kernels("decode.cpp")
     if not works:
         return False, reason
     try:

@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <new>
 #include <tuple>
+#include <utility>
 
 #include "tensors.h"
 
@@ -24,6 +26,8 @@ constexpr int64_t lanes = 8, wide = 16, tall = 6;
 
 // Rows and columns of a block of scores: 36 KiB.
 constexpr int64_t side = 96;
+
+constexpr float lowest = std::numeric_limits<float>::lowest();
 
 struct Delete {
   void operator()(float* start) const { ::operator delete[](start, std::align_val_t{64}); }
@@ -153,12 +157,18 @@ void check(const Tensor& x, const Tensor& like_BTHK) {
 template <typename Work>
 void for_all(int64_t size, const Work& work) {
   std::atomic<int64_t> next = 0;
+  std::atomic<bool> lacks_memory = false;
   torch::stable::parallel_for(0, size, 1, [&](int64_t, int64_t) {
-    work([&](const auto& task) {
-      for (int64_t i; (i = next++) < size;)
-        task(i);
-    });
+    try {
+      work([&](const auto& task) {
+        for (int64_t i; (i = next++) < size;)
+          task(i);
+      });
+    } catch (const std::bad_alloc&) {
+      lacks_memory = true;  // an exception would lose its words on the way
+    }
   });
+  STD_TORCH_CHECK(!lacks_memory, "not enough memory for attention");
 }
 
 // (y [B, T, H, K], the logsumexp of each row's scores [B, H, T]).
@@ -168,6 +178,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_BTHK, const Tensor& k_BTHK,
   STD_TORCH_CHECK(window > 0, "attention takes a window of one token at least, not ", window);
   const Sizes sizes(q_BTHK);
   const int64_t tokens = sizes.tokens, depth = sizes.head_size;
+  window = std::min(window, tokens);
   Tensor y_BTHK = empty({sizes.batch, tokens, sizes.heads, depth}), lse_BHT = empty({sizes.batch, sizes.heads, tokens});
   auto* const lse = static_cast<float*>(lse_BHT.data_ptr());
   for_all(sizes.all_heads(), [&](const auto& each) {
@@ -181,7 +192,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_BTHK, const Tensor& k_BTHK,
         const int64_t rows = std::min(side, tokens - row);
         std::fill_n(sums.get(), rows * depth, 0.0f);
         float largest[side], weight[side] = {};
-        std::fill_n(largest, side, -1e30f);  // finite, so that a row may see nothing of a block
+        std::fill_n(largest, side, lowest);  // finite, so that a row may see nothing of a block
         // Panels of keys begin at whole multiples.
         for (int64_t column = std::max<int64_t>(0, row - window + 1) / wide * wide; column < row + rows; column += side) {
           const int64_t columns = std::min(side, row + rows - column);
@@ -238,6 +249,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y_BTHK, co
   const int64_t tokens = sizes.tokens, depth = sizes.head_size;
   STD_TORCH_CHECK(is_plain(lse_BHT, ScalarType::Float) && lse_BHT.numel() == sizes.all_heads() * tokens && window > 0,
                   "attention_backward takes a logsumexp [B, H, T] in fp32, and a window of one token at least");
+  window = std::min(window, tokens);
   auto* const all_lse = static_cast<const float*>(lse_BHT.const_data_ptr());
   const auto like = [&] { return empty({sizes.batch, tokens, sizes.heads, depth}); };
   Tensor d_q_BTHK = like(), d_k_BTHK = like(), d_v_BTHK = like();
@@ -268,7 +280,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y_BTHK, co
         std::fill_n(d_k.get(), columns * depth, 0.0f);
         std::fill_n(d_v.get(), columns * depth, 0.0f);
         // The last column is seen by the window - 1 rows after it.
-        const int64_t end_row = window < tokens ? std::min(tokens, column + columns - 1 + window) : tokens;
+        const int64_t end_row = std::min(tokens, column + columns - 1 + window);
         for (int64_t row = column; row < end_row; row += side) {
           const int64_t rows = std::min(side, end_row - row);
           multiply<false, false>(rows, whole(columns), depth, {&q[row * depth], depth}, {turned_keys.get(), wide},

@@ -1,5 +1,5 @@
-"""The kernels' library: all C++ files beside this one, which the machine's own compiler builds once for its own
-processor, some ten seconds long. What is built stays in the user's cache, and torch's threads run it.
+"""The C++ files beside this one as libraries, which the machine's own compiler builds once for its own processor, some
+five seconds each. What is built stays in the user's cache, and torch's threads run it.
 
 Every caller has torch's kernel to go back to, where there is no compiler.
 """
@@ -29,8 +29,10 @@ _FLAGS = ("-std=c++20", "-O3", _PROCESSOR, *_MATH, "-shared", "-fPIC", "-DTORCH_
 
 
 @cache
-def load_kernels() -> tuple[bool, str]:
-    """(whether torch.ops.shard has the kernels, the reason), found out by loading them, built before where needed."""
+def load_kernels(source: str) -> tuple[bool, str]:
+    """(whether torch.ops.shard has the kernels of this file, the reason), found out by loading them, built before where
+    needed.
+    """
     compiler, folder = cpp_compiler(), compiler_cache()
     if compiler is None:
         return False, NO_COMPILER
@@ -38,7 +40,7 @@ def load_kernels() -> tuple[bool, str]:
         return False, "the user's cache folder cannot be written"
     name = Path(compiler).name
     try:
-        load(compiler, folder / "kernels")
+        load(compiler, FOLDER / source, folder / "kernels")
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
         return False, f"{name} fails ({lines[0].strip() if lines else error.returncode})"
@@ -50,12 +52,12 @@ def load_kernels() -> tuple[bool, str]:
     return True, f"built by {name} for this processor"
 
 
-def load(compiler: str, folder: Path) -> None:
-    """Load the library of the folder, made anew where none there can be loaded. OSError or SubprocessError."""
+def load(compiler: str, source: Path, folder: Path) -> None:
+    """Load the source's library in the folder, made anew where none there can be loaded. OSError or SubprocessError."""
     made_by = Path(compiler).resolve()
     stat = made_by.stat()
     parts = (
-        *(path.read_text() for path in _files(".cpp", ".h")),
+        *(path.read_text() for path in [source, *sorted(source.parent.glob("*.h"))]),
         *_FLAGS,
         torch.__version__,
         *platform.libc_ver(),
@@ -63,25 +65,21 @@ def load(compiler: str, folder: Path) -> None:
         stat.st_size,
         stat.st_mtime_ns,
     )
-    library = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    library = folder / f"{source.stem}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if library.is_file():
         with contextlib.suppress(OSError):  # damaged, or of a system with other libraries
             torch.ops.load_library(str(library))
             return
-    build(compiler, library)
+    build(compiler, source, library)
     torch.ops.load_library(str(library))
 
 
-def _files(*suffixes: str) -> list[Path]:
-    return sorted(path for path in FOLDER.iterdir() if path.suffix in suffixes)
-
-
-def build(compiler: str, library: Path) -> None:
+def build(compiler: str, source: Path, library: Path) -> None:
     """Make the library. OSError or SubprocessError where that fails."""
     torch_folder = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as new:
         made = Path(new) / library.name
-        command = [compiler, *_FLAGS, f"-I{torch_folder / 'include'}", *map(str, _files(".cpp")), "-o", str(made)]
+        command = [compiler, *_FLAGS, f"-I{torch_folder / 'include'}", str(source), "-o", str(made)]
         command += [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
         subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS)
         copy_file(made, library)  # flushed, and whole at once: another start may be looking for it

@@ -21,8 +21,10 @@ inline Tensor empty(std::initializer_list<int64_t> sizes) {
   for (size_t i = sizes.size() - 1; i > 0; i--)
     strides[i - 1] = strides[i] * sizes.begin()[i];
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      sizes.size(), sizes.begin(), strides.data(), aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &made));
+  const auto failed = aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides.data(), aoti_torch_dtype_float32(),
+                                               aoti_torch_device_type_cpu(), 0, &made);
+  // The interface keeps torch's own words to itself, and training looks for these to take a smaller micro-batch.
+  STD_TORCH_CHECK(!failed, "not enough memory for the result of a kernel");
   return Tensor(made);
 }
 

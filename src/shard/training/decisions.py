@@ -177,11 +177,11 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
     else:
         rows = settings.tokens_per_step // settings.sequence_length
         micro_batch, reasons["micro_batch"] = min(settings.micro_batch, rows), "the recipe says so"
+    head_dim = 64 if config is None else config.head_dim
     varlen_works = flex_works = False
     if device.type == "cuda" and compile_works:
         from shard.training.flex import flex_attention_works
 
-        head_dim = 64 if config is None else config.head_dim
         flex_works, reasons["flex_attention"] = flex_attention_works(device, DTYPES[precision], head_dim)
     if device.type == "cuda" and not flex_works:
         from shard.training.varlen import varlen_attention_works
@@ -194,7 +194,7 @@ def _probe(settings: StageSettings, device: torch.device, config: Config | None)
         from shard.training.window import flash_window_works
 
         flash_works, reasons["flash_window"] = flash_window_works(DTYPES[precision])
-        cpu_attention_is_used, reasons["cpu_attention"] = cpu_attention_works(DTYPES[precision])
+        cpu_attention_is_used, reasons["cpu_attention"] = cpu_attention_works(DTYPES[precision], head_dim)
     return Decisions(
         precision,
         newton_schulz,

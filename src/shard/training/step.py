@@ -1,5 +1,6 @@
 """The hot path: one step, queued on the device, gradients, verdict and update, with nothing that the host waits for."""
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -92,7 +93,8 @@ class TrainingStep:
             works, reason = load_cpu_attention()
             if not works:
                 raise ShardError(
-                    f"{self.stage.name}: the attention that was decided on cannot be loaded here ({reason})"
+                    f"{self.stage.name}: {platform.node()} cannot use the attention that was decided on ({reason}): "
+                    'install a C++ compiler there, or set "cpu_attention" to false in decisions.json'
                 )
             attend = cpu_attention
         elif self.decisions.flash_window:
