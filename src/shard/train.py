@@ -104,9 +104,10 @@ def _train(
     }
     decisions = decide(name, settings, device, run.decisions_path, r.config)
     decisions, lost = without_what_is_lost(name, decisions, settings, device)
+    if lost:
+        save_decisions(name, device, run.decisions_path, decisions)
     for line in lost:
         reporter.warn(line)
-        save_decisions(name, device, run.decisions_path, decisions)
     if ranks.size > 1:
         reporter.line(f"{name}: {ranks.size} ranks, {torch.get_num_threads()} threads each")
         ranks.broadcast(

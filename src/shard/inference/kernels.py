@@ -17,7 +17,7 @@ def choose_kernels() -> tuple[bool, str]:
     try:
         works = _give_right_results()
     except (RuntimeError, AttributeError) as error:
-        return False, f"kernels {reason} cannot be run ({str(error).splitlines()[0]})"
+        return False, f"kernels {reason} cannot be run ({(str(error) or repr(error)).splitlines()[0]})"
     return works, reason if works else f"kernels {reason} give wrong results"
 
 

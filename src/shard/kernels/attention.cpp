@@ -1,7 +1,7 @@
 // Causal attention over a window, forward and backward, in fp32: blocks of rows against blocks of columns, so that the
 // scores of a pair of blocks lie in a core's own caches, and no pair that nobody sees is computed. The gradients are by
 // the logsumexp of each row (Dao et al., arXiv 2205.14135). A head is the work of one thread at a time, in one order:
-// results do not depend on the number of threads. training/cpu_attention.py has the plain twin.
+// results do not depend on the number of threads. local_attention in model.py is the plain twin.
 // Shape suffixes: B batch, T tokens, H heads, K head size.
 
 #include <algorithm>
@@ -124,6 +124,22 @@ Vector exponential(Vector x) {
   return x < least ? Vector{} : y;
 }
 
+// `size` scores become exp(score - largest), the largest of them and `top`. Returns that, and the sum.
+std::pair<float, float> weigh(float* scores, int64_t size, float top) {
+  auto* const vectors = reinterpret_cast<Vector*>(scores);
+  Vector tops = Vector{} + top, parts = {};
+  for (int64_t i = 0; i < size / lanes; i++)
+    tops = vectors[i] > tops ? vectors[i] : tops;
+  for (int64_t i = 0; i < lanes; i++)
+    top = std::max(top, tops[i]);
+  for (int64_t i = 0; i < size / lanes; i++)
+    parts += vectors[i] = exponential(vectors[i] - top);
+  float sum = 0;
+  for (int64_t i = 0; i < lanes; i++)
+    sum += parts[i];
+  return {top, sum};
+}
+
 // The first and the one after the last of `columns` that the row sees, where column 0 is this far after the row.
 std::pair<int64_t, int64_t> seen(int64_t ahead, int64_t columns, int64_t window) {
   const int64_t end = std::clamp<int64_t>(1 - ahead, 0, columns);
@@ -203,18 +219,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_BTHK, const Tensor& k_BTHK,
             float* const score = &scores[i * side];
             std::fill(score, score + first, -INFINITY);
             std::fill(score + end, score + whole(columns), -INFINITY);
-            auto* const vectors = reinterpret_cast<Vector*>(score);
-            const int64_t num_vectors = whole(columns) / lanes;
-            Vector tops = Vector{} + largest[i], parts = {};
-            for (int64_t j = 0; j < num_vectors; j++)
-              tops = vectors[j] > tops ? vectors[j] : tops;
-            float top = tops[0], part = 0;
-            for (int64_t j = 1; j < lanes; j++)
-              top = std::max(top, tops[j]);
-            for (int64_t j = 0; j < num_vectors; j++)
-              parts += vectors[j] = exponential(vectors[j] - top);
-            for (int64_t j = 0; j < lanes; j++)
-              part += parts[j];
+            const auto [top, part] = weigh(score, whole(columns), largest[i]);
             if (top > largest[i]) {
               const float shrink = exponential(Vector{} + (largest[i] - top))[0];
               for (int64_t k = 0; k < depth; k++)
@@ -290,7 +295,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y_BTHK, co
           for (int64_t i = 0; i < rows; i++) {
             const auto [first, end] = seen(column - row - i, columns, window);
             float *const weight = &weights[i * side], *const grad = &grads[i * side];
-            auto *const weight_vectors = reinterpret_cast<Vector*>(weight), *const grad_vectors = reinterpret_cast<Vector*>(grad);
+            auto* const weight_vectors = reinterpret_cast<Vector*>(weight);
+            auto* const grad_vectors = reinterpret_cast<Vector*>(grad);
             for (int64_t j = 0; j < whole(columns) / lanes; j++) {
               weight_vectors[j] = exponential(weight_vectors[j] - lse[row + i]);
               grad_vectors[j] = weight_vectors[j] * (grad_vectors[j] - inner[row + i]);
@@ -300,9 +306,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y_BTHK, co
               std::fill(hidden + end, hidden + columns, 0.0f);
             }
           }
-          multiply<true, true>(columns, depth, rows, {weights.get(), side}, {&d_y[row * depth], depth}, wide, d_v.get(), depth);
-          multiply<true, true>(columns, depth, rows, {grads.get(), side}, {&q[row * depth], depth}, wide, d_k.get(), depth);
-          multiply<true, false>(rows, depth, columns, {grads.get(), side}, {keys.get(), depth}, wide, &d_q[row * depth], depth);
+          multiply<true, true>(columns, depth, rows, {weights.get(), side}, {&d_y[row * depth], depth}, wide,
+                               d_v.get(), depth);
+          multiply<true, true>(columns, depth, rows, {grads.get(), side}, {&q[row * depth], depth}, wide,
+                               d_k.get(), depth);
+          multiply<true, false>(rows, depth, columns, {grads.get(), side}, {keys.get(), depth}, wide,
+                               &d_q[row * depth], depth);
         }
         for (int64_t i = 0; i < columns; i++) {
           std::copy_n(&d_k[i * depth], depth, sizes.to(d_k_BTHK, head) + (column + i) * sizes.width());
